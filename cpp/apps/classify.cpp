@@ -1,0 +1,290 @@
+// swsl-classify: image files to predictions, on a machine without Python.
+
+#include <swsl/runner.h>
+#include <swsl/stream.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cctype>
+#include <charconv>
+#include <chrono>
+#include <deque>
+#include <filesystem>
+#include <functional>
+#include <iostream>
+#include <optional>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "output.h"
+#include "progress.h"
+
+namespace {
+
+constexpr std::string_view usage =
+    "usage: swsl-classify MODEL [IMAGE ...] [options]\n"
+    "\n"
+    "MODEL is a frozen module (made by: swsl export). IMAGE is a file, a folder (searched recursively, in sorted order) or - for\n"
+    "a list of paths on stdin, one a line.\n"
+    "\n"
+    "  --top-k N          predictions an image (5)\n"
+    "  --format FORMAT    of stdout: table, json (an object a line) or csv (a row an image) (table)\n"
+    "  -o, --output FILE  write to FILE.csv or FILE.jsonl instead; until it is complete, its rows are in FILE.partial\n"
+    "  --resume           go on with the rows of an interrupted run with the same images and the same --output\n"
+    "  --device DEVICE    cpu, cuda, cuda:N, or auto: a GPU if there is one (cpu)\n"
+    "  --dtype DTYPE      float32, bfloat16, float16 or auto (the faster of the first two), of weights and\n"
+    "                     activations (float32)\n"
+    "  --threads N        that compute the forward pass on a CPU (as many as there are cores to use)\n"
+    "  --workers N        threads that read and decode images; they and the forward pass share the cores, so more only help\n"
+    "                     where reading is slow (as many as there are cores to use)\n"
+    "  --batch-size N     images in one forward pass at most (16; on a GPU 64)\n"
+    "  --exif-orientation turn images as their EXIF tag says\n"
+    "  --info             print what the model says about itself, and stop; with --format json, its metadata as they are\n"
+    "  --help             print this, and stop\n"
+    "\n"
+    "An image that cannot be used is one line on stderr, and the rest go on.\n"
+    "Exit code: 0 all went well, 1 an image or the model could not be used, 2 wrong usage.\n";
+
+struct WrongUsage : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+struct Arguments {
+  std::string model;
+  std::vector<std::string> images;
+  swsl::RunnerOptions options;
+  int top_k = 5;
+  int workers = 0;
+  Format format = Format::table;
+  std::string output;
+  bool resume = false;
+  bool info = false;
+  bool help = false;
+};
+
+int positive(const std::string& option, const std::string& text) {
+  int value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || value < 1)
+    throw WrongUsage(option + ": expected a whole number of 1 or more, got \"" + text + '"');
+  return value;
+}
+
+Format parse_format(const std::string& format, const std::string& output) {
+  if (!output.empty()) {
+    if (!format.empty()) throw WrongUsage("--format: the name after --output decides; give one of them");
+    if (output.ends_with(".csv")) return Format::csv;
+    if (output.ends_with(".jsonl")) return Format::json;
+    throw WrongUsage("--output: expected a name ending in .csv or .jsonl, got \"" + output + '"');
+  }
+  if (format.empty() || format == "table") return Format::table;
+  if (format == "json") return Format::json;
+  if (format == "csv") return Format::csv;
+  throw WrongUsage("--format: expected table, json or csv, got \"" + format + '"');
+}
+
+Arguments parse(const std::vector<std::string>& words) {
+  Arguments out;
+  std::vector<std::string> positional;
+  bool options_end = false;
+  std::string format;
+  for (std::size_t i = 0; i < words.size(); ++i) {
+    std::string name = words[i], value;
+    if (options_end || name == "-" || !name.starts_with('-')) {
+      positional.push_back(name);
+      continue;
+    }
+    const auto equals = name.starts_with("--") ? name.find('=') : std::string::npos;
+    const bool joined = equals != std::string::npos;
+    if (joined) value = name.substr(equals + 1), name.resize(equals);
+    const auto argument = [&]() -> const std::string& {
+      if (!joined) {
+        if (++i == words.size()) throw WrongUsage(name + ": expected a value after it");
+        value = words[i];
+      }
+      return value;
+    };
+    if (name == "--top-k") out.top_k = positive(name, argument());
+    else if (name == "--format") format = argument();
+    else if (name == "--output" || name == "-o") out.output = argument();
+    else if (name == "--workers") out.workers = positive(name, argument());
+    else if (name == "--device") out.options.device = argument();
+    else if (name == "--dtype") out.options.dtype = argument();
+    else if (name == "--threads") out.options.threads = positive(name, argument());
+    else if (name == "--batch-size") out.options.batch_size = positive(name, argument());
+    else if (joined) throw WrongUsage("unknown option " + words[i]);
+    else if (name == "--exif-orientation") out.options.exif_orientation = true;
+    else if (name == "--resume") out.resume = true;
+    else if (name == "--info") out.info = true;
+    else if (name == "--help" || name == "-h") out.help = true;
+    else if (name == "--") options_end = true;
+    else throw WrongUsage("unknown option " + name);
+  }
+  if (out.help) return out;
+  out.format = parse_format(format, out.output);
+  if (out.resume && out.output.empty()) throw WrongUsage("--resume: expected the --output of the interrupted run beside it");
+  if (positional.empty()) throw WrongUsage("expected a model");
+  out.model = positional.front();
+  out.images.assign(positional.begin() + 1, positional.end());
+  if (out.images.empty() && !out.info) throw WrongUsage("expected an image, a folder, or - for a list on stdin");
+  return out;
+}
+
+// ---- Where images come from: one path at a time, so that a million of them on stdin stay a stream ----
+
+using Take = std::function<void(const std::string& path)>;
+
+void walk(const std::filesystem::path& folder, const Take& take, bool& found) {
+  static const std::set<std::string> suffixes = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"};
+  std::vector<std::filesystem::path> files, folders;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    std::string suffix = entry.path().extension().string();
+    std::transform(suffix.begin(), suffix.end(), suffix.begin(), [](unsigned char c) { return std::tolower(c); });
+    if (entry.is_directory()) {
+      if (!entry.is_symlink()) folders.push_back(entry.path());  // a link may lead back up
+    } else if (suffixes.contains(suffix)) {
+      files.push_back(entry.path());
+    }
+  }
+  std::sort(files.begin(), files.end());
+  std::sort(folders.begin(), folders.end());
+  for (const auto& file : files) found = true, take(file.string());
+  for (const auto& inner : folders) walk(inner, take, found);
+}
+
+void for_each_image(const std::vector<std::string>& images, const Take& take, const Take& fail) {
+  for (const auto& image : images) {
+    std::error_code ignored;
+    if (image == "-") {
+      for (std::string line; std::getline(std::cin, line);) {
+        if (line.ends_with('\r')) line.pop_back();
+        if (!line.empty()) take(line);
+      }
+    } else if (std::filesystem::is_directory(image, ignored)) {
+      bool found = false;
+      try {
+        walk(image, take, found);
+        if (!found) take(image);  // which is then an image that cannot be used
+      } catch (const std::filesystem::filesystem_error& error) {
+        fail(error.what());
+      }
+    } else {
+      take(image);
+    }
+  }
+}
+
+void print_info(const Arguments& arguments) {
+  const auto m = swsl::FrozenModel::read_metadata(arguments.model);
+  if (arguments.format == Format::json) {
+    std::cout << m.json << '\n';
+    return;
+  }
+  const auto& spec = m.preprocess;
+  std::cout << "variant      " << m.variant.value_or("none of the published ones") << "\nclasses      " << m.labels.size()
+            << "\nblocks       ";
+  for (std::size_t i = 0; i < m.architecture.layers.size(); ++i) std::cout << (i ? "," : "") << m.architecture.layers[i];
+  std::cout << ", groups × width " << m.architecture.groups << " × " << m.architecture.width_per_group
+            << "\ninput        " << spec.height << "×" << spec.width << ", crop_pct " << spec.crop_pct << ", "
+            << (spec.interpolation == swsl::Interpolation::bilinear ? "bilinear" : "bicubic")
+            << "\nlicence      " << m.license.value_or("not stated") << "\nweights      SHA-256 " << m.weights_sha256.value_or("not known")
+            << "\nexported by  swsl " << m.swsl_version << ", torch " << m.torch_version << "\nformat       " << m.format << '\n';
+}
+
+std::int64_t count_images(const std::vector<std::string>& images) {
+  std::int64_t count = 0;
+  for_each_image(images, [&](const std::string&) { ++count; }, [](const std::string&) {});
+  return count;
+}
+
+int run(const Arguments& arguments) {
+  const auto& target = arguments.output;
+  const bool to_file = !target.empty();
+  const auto exists = [](const std::string& path) { return std::filesystem::exists(path); };
+  if (arguments.resume && exists(target) && !exists(PartialFile::path_of(target))) {
+    std::cerr << "swsl-classify: " << target << " is complete\n";
+    return 0;
+  }
+
+  const swsl::Runner runner(arguments.model, arguments.options);
+  std::optional<PartialFile> file;
+  if (to_file) {
+    file.emplace(target, arguments.format, arguments.top_k, runner.batch_size(), arguments.resume);
+    if (file->kept()) std::cerr << "swsl-classify: " << file->kept() << " rows are in " << PartialFile::path_of(target) << ", going on\n";
+  } else {
+    std::cout << header(arguments.format, arguments.top_k);
+  }
+
+  const bool from_stdin = std::count(arguments.images.begin(), arguments.images.end(), "-") > 0;
+  std::optional<std::int64_t> total;
+  if (to_file && Progress::visible() && !from_stdin) total = count_images(arguments.images) - file->kept();
+  Progress progress(to_file || !isatty(STDOUT_FILENO), total);
+  bool failed = false;
+  const auto fail = [&](const std::string& message) {
+    failed = true;
+    progress.message("swsl-classify: error: " + message);
+  };
+
+  swsl::Stream stream(runner, {.workers = arguments.workers, .top_k = arguments.top_k});
+  std::deque<std::string> under_way;
+  std::string rows;
+  const auto add = [&](const swsl::StreamResult& result) {
+    if (!result.ok()) fail(result.error);
+    rows += row(arguments.format, arguments.top_k, under_way.front(), result);
+    under_way.pop_front();
+    progress.advance(!result.ok());
+  };
+  const auto write = [&] {
+    if (file)
+      file->append(rows);
+    else
+      std::cout << rows << std::flush;
+    rows.clear();
+  };
+  const auto take = [&](const std::string& path) {
+    if (file && file->has_next(path)) return;
+    while (stream.under_way() == stream.capacity() || stream.wait_for(std::chrono::milliseconds(0))) add(*stream.pop());
+    if (!rows.empty()) write();
+    under_way.push_back(path);
+    stream.push(path);
+  };
+  for_each_image(arguments.images, take, fail);
+  stream.finish();
+  while (const auto result = stream.pop()) {
+    add(*result);
+    if (!stream.wait_for(std::chrono::milliseconds(0))) write();
+  }
+  write();
+  if (file) file->complete();
+  if (!std::cout) fail("stdout: cannot be written");
+  return failed;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    const Arguments arguments = parse({argv + 1, argv + argc});
+    if (arguments.help) {
+      std::cout << usage;
+      return 0;
+    }
+    if (arguments.info) {
+      print_info(arguments);
+      return 0;
+    }
+    return run(arguments);
+  } catch (const WrongUsage& error) {
+    std::cerr << "swsl-classify: error: " << error.what() << '\n' << usage;
+    return 2;
+  } catch (const std::invalid_argument& error) {  // a value of an option
+    std::cerr << "swsl-classify: error: " << error.what() << '\n';
+    return 2;
+  } catch (const std::exception& error) {
+    std::cerr << "swsl-classify: error: " << error.what() << '\n';
+    return 1;
+  }
+}

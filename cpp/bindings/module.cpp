@@ -1,0 +1,284 @@
+// swsl._C: convert, name arguments, release the GIL. swsl/runner.py is the typed face that users see.
+
+#include <swsl/frozen_model.h>
+#include <swsl/runner.h>
+#include <swsl/stream.h>
+
+#include <chrono>
+#include <deque>
+#include <memory>
+#include <optional>
+
+#include <ATen/ATen.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/version.h>
+
+namespace py = pybind11;
+
+namespace {
+
+// Python objects as image sources. Whatever the sources point to lives as long as this: it must be made and destroyed with
+// the GIL held, and may be used without it.
+class Sources {
+ public:
+  explicit Sources(const py::sequence& images) {
+    for (const py::handle image : images) add(py::reinterpret_borrow<py::object>(image));
+  }
+
+  std::span<const swsl::ImageSource> span() const { return sources_; }
+
+ private:
+  void add(py::object image) {
+    if (THPVariable_Check(image.ptr())) {
+      const at::Tensor& tensor = THPVariable_Unpack(image.ptr());
+      const bool fits = tensor.is_cpu() && tensor.scalar_type() == at::kByte && tensor.dim() == 3 && tensor.size(2) == 3;
+      if (!fits) throw refused("a uint8 tensor height × width × 3 on the CPU", "another tensor");
+      add_pixels(tensor.const_data_ptr<std::uint8_t>(), tensor.size(0), tensor.size(1), tensor.stride(0), tensor.stride(1),
+                 tensor.stride(2));
+      owners_.push_back(std::move(image));
+    } else if (PyObject_CheckBuffer(image.ptr())) {
+      buffers_.push_back(py::reinterpret_borrow<py::buffer>(image).request());
+      const auto& buffer = buffers_.back();
+      if (buffer.itemsize != 1 || (buffer.ndim != 1 && !(buffer.ndim == 3 && buffer.shape[2] == 3)))
+        throw refused("the bytes of an image file or uint8 pixels height × width × 3", "another buffer");
+      if (buffer.ndim == 3)
+        add_pixels(static_cast<const std::uint8_t*>(buffer.ptr), buffer.shape[0], buffer.shape[1], buffer.strides[0],
+                   buffer.strides[1], buffer.strides[2]);
+      else if (buffer.strides[0] != 1 && buffer.size > 1)
+        throw refused("contiguous bytes", "a buffer with gaps");
+      else
+        sources_.emplace_back(swsl::EncodedImage{buffer.ptr, static_cast<std::size_t>(buffer.size)});
+    } else {
+      PyObject* path = nullptr;
+      if (!PyUnicode_FSConverter(image.ptr(), &path)) throw py::error_already_set();
+      sources_.emplace_back(std::string(py::reinterpret_steal<py::bytes>(path)));
+    }
+  }
+
+  // Views where the pixels of a row lie next to each other, a packed copy of anything else (a flipped or transposed array).
+  void add_pixels(const std::uint8_t* data, py::ssize_t height, py::ssize_t width, py::ssize_t row, py::ssize_t column,
+                  py::ssize_t channel) {
+    constexpr py::ssize_t longest = std::numeric_limits<int>::max();
+    if (height > longest || width > longest) throw refused("sides of at most 2^31 - 1 pixels", "longer ones");
+    const int h = static_cast<int>(height), w = static_cast<int>(width);
+    if (channel == 1 && column == 3) {
+      sources_.emplace_back(swsl::ImageView{data, h, w, row});
+      return;
+    }
+    auto& copy = copies_.emplace_back();
+    copy.reserve(static_cast<std::size_t>(height * width * 3));
+    for (py::ssize_t y = 0; y < height; ++y)
+      for (py::ssize_t x = 0; x < width; ++x)
+        for (int c = 0; c < 3; ++c) copy.push_back(data[y * row + x * column + c * channel]);
+    sources_.emplace_back(swsl::ImageView{copy.data(), h, w, std::ptrdiff_t{3} * w});
+  }
+
+  py::value_error refused(const char* expected, const char* found) const {
+    return py::value_error("images[" + std::to_string(sources_.size()) + "]: expected " + expected + ", got " + found);
+  }
+
+  std::vector<swsl::ImageSource> sources_;
+  std::vector<py::object> owners_;
+  std::deque<py::buffer_info> buffers_;  // while one exists, its object can neither go nor change its size
+  std::deque<std::vector<std::uint8_t>> copies_;
+};
+
+using BatchMethod = swsl::BatchResult (swsl::Runner::*)(std::span<const swsl::ImageSource>) const;
+
+template <BatchMethod method>
+std::pair<at::Tensor, std::vector<std::string>> batch(const swsl::Runner& runner, const py::sequence& images) {
+  const Sources sources(images);
+  const py::gil_scoped_release no_gil;
+  auto result = (runner.*method)(sources.span());
+  return {std::move(result.rows), std::move(result.errors)};
+}
+
+using PredictionTuple = std::tuple<std::string, std::int64_t, float>;
+
+std::vector<PredictionTuple> tuples(const std::vector<swsl::Prediction>& predictions) {
+  std::vector<PredictionTuple> out;
+  for (const auto& p : predictions) out.emplace_back(p.label, p.index, p.probability);
+  return out;
+}
+
+std::vector<std::pair<std::vector<PredictionTuple>, std::string>> classify(const swsl::Runner& runner,
+                                                                           const py::sequence& images, int top_k) {
+  const Sources sources(images);
+  const py::gil_scoped_release no_gil;
+  std::vector<std::pair<std::vector<PredictionTuple>, std::string>> out;
+  for (const auto& result : runner.classify(sources.span(), top_k)) out.emplace_back(tuples(result.predictions), result.error);
+  return out;
+}
+
+// A stream and what its images point to.
+class Stream {
+ public:
+  using Answer = std::tuple<std::vector<PredictionTuple>, std::optional<at::Tensor>, std::string>;
+
+  Stream(const swsl::Runner& runner, const swsl::StreamOptions& options)
+      : stream_(std::make_unique<swsl::Stream>(runner, options)) {}
+
+  ~Stream() { close(); }
+
+  void close() {
+    const py::gil_scoped_release no_gil;  // it waits for its threads
+    stream_.reset();
+  }
+
+  std::size_t capacity() const { return stream_->capacity(); }
+
+  // Waits for nobody: the caller has seen to it that there is room.
+  void push(const py::object& image) {
+    auto& source = sources_.emplace_back(py::make_tuple(image)).span()[0];
+    const py::gil_scoped_release no_gil;
+    stream_->push(source);
+  }
+
+  void finish() { stream_->finish(); }
+
+  bool ready() const { return stream_->wait_for(std::chrono::milliseconds(0)); }
+
+  // Nothing after the end.
+  std::optional<Answer> pop() {
+    while (!wait_a_little())
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    std::optional<swsl::StreamResult> result;
+    {
+      const py::gil_scoped_release no_gil;
+      result = stream_->pop();
+    }
+    if (!result) return {};
+    sources_.pop_front();
+    std::optional<at::Tensor> row;
+    if (result->row.defined()) row = std::move(result->row);
+    return Answer{tuples(result->predictions), std::move(row), std::move(result->error)};
+  }
+
+ private:
+  bool wait_a_little() const {
+    const py::gil_scoped_release no_gil;
+    return stream_->wait_for(std::chrono::milliseconds(100));
+  }
+
+  std::deque<Sources> sources_;  // of the images under way
+  std::unique_ptr<swsl::Stream> stream_;
+};
+
+swsl::Output parse_output(const std::string& name) {
+  if (name == "predictions") return swsl::Output::predictions;
+  if (name == "embedding") return swsl::Output::embedding;
+  if (name == "logits") return swsl::Output::logits;
+  throw std::invalid_argument("output: expected predictions, embedding or logits, got \"" + name + '"');
+}
+
+at::Tensor decode(const py::object& image, bool exif_orientation) {
+  const Sources sources(py::make_tuple(image));
+  const py::gil_scoped_release no_gil;
+  const auto& source = sources.span()[0];
+  const swsl::DecodeOptions options{.exif_orientation = exif_orientation};
+  if (std::holds_alternative<swsl::ImageView>(source)) throw std::invalid_argument("image: expected a path or bytes, got pixels");
+  auto owner = std::make_unique<swsl::Image>();
+  if (const auto* path = std::get_if<std::string>(&source)) {
+    *owner = swsl::read_image(*path, options);
+  } else {
+    const auto& bytes = std::get<swsl::EncodedImage>(source);
+    *owner = swsl::decode_image(bytes.data, bytes.size, options, bytes.name);
+  }
+  auto* decoded = owner.release();
+  return at::from_blob(decoded->pixels.data(), {decoded->height, decoded->width, 3}, [decoded](void*) { delete decoded; },
+                       at::kByte);
+}
+
+py::dict info(const swsl::Runner& runner) {
+  const auto& info = runner.info();
+  py::dict out;
+  out["name"] = info.name;
+  out["device"] = info.device;
+  out["dtype"] = info.dtype;
+  out["threads"] = info.threads;
+  out["batch_size"] = runner.batch_size();
+  out["reason"] = info.reason;
+  out["golden_error"] = info.golden.relative_error;
+  out["golden_tolerance"] = info.golden.tolerance;
+  return out;
+}
+
+std::vector<std::tuple<std::string, std::string, double, double>> profile(const swsl::Runner& runner, const at::Tensor& batch) {
+  const py::gil_scoped_release no_gil;
+  std::vector<std::tuple<std::string, std::string, double, double>> out;
+  for (const auto& time : runner.profile(batch)) out.emplace_back(time.kernel, time.shape, time.multiply_adds, time.seconds);
+  return out;
+}
+
+py::dict build_info() {
+  const auto info = swsl::build_info();
+  py::dict out;
+  out["swsl"] = info.swsl_version;
+  out["torch"] = info.torch_version;
+  out["jpeg"] = info.jpeg;
+  out["png"] = info.png;
+  out["cuda"] = info.cuda;
+  return out;
+}
+
+// Errors get the classes that the Python side of the package defines, so that they exist without this extension.
+void translate(std::exception_ptr thrown) {
+  const auto raise = [](const char* module, const char* name, const std::exception& error) {
+    PyErr_SetString(py::module_::import(module).attr(name).ptr(), error.what());
+  };
+  try {
+    std::rethrow_exception(thrown);
+  } catch (const swsl::ImageError& error) {
+    raise("swsl.image", "ImageError", error);
+  } catch (const swsl::ModelError& error) {
+    raise("swsl.export", "ModelError", error);
+  }
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  const auto version = py::module_::import("torch").attr("__version__").cast<std::string>();
+  if (version.substr(0, version.find('+')) != TORCH_VERSION)
+    throw py::import_error("swsl._C was built with torch " TORCH_VERSION ", this is torch " + version + ": install swsl again");
+
+  py::register_exception_translator(&translate);
+  using swsl::Runner;
+  py::class_<Runner>(m, "Runner")
+      .def(py::init([](const std::string& model, std::string device, std::string dtype, int threads, int batch_size,
+                       bool exif_orientation) {
+             const py::gil_scoped_release no_gil;
+             return std::make_unique<Runner>(
+                 model, swsl::RunnerOptions{std::move(device), std::move(dtype), threads, batch_size, exif_orientation});
+           }),
+           py::arg("model"), py::kw_only(), py::arg("device"), py::arg("dtype"), py::arg("threads"), py::arg("batch_size"),
+           py::arg("exif_orientation"))
+      .def("classify", &classify, py::arg("images"), py::arg("top_k"))
+      .def("logits", &batch<&Runner::logits>, py::arg("images"))
+      .def("embed", &batch<&Runner::embed>, py::arg("images"))
+      .def("preprocess", &batch<&Runner::preprocess>, py::arg("images"))
+      .def("forward", &Runner::forward, py::arg("batch"), py::call_guard<py::gil_scoped_release>())
+      .def("profile", &profile, py::arg("batch"))
+      .def("info", &info)
+      .def("metadata", [](const Runner& runner) { return runner.metadata().json; });
+  py::class_<Stream>(m, "Stream")
+      .def(py::init([](const Runner& runner, int batch_size, int workers, int top_k, const std::string& output) {
+             return std::make_unique<Stream>(runner, swsl::StreamOptions{batch_size, workers, top_k, parse_output(output)});
+           }),
+           py::arg("runner"), py::kw_only(), py::arg("batch_size"), py::arg("workers"), py::arg("top_k"), py::arg("output"))
+      .def("capacity", &Stream::capacity)
+      .def("push", &Stream::push, py::arg("image"))
+      .def("finish", &Stream::finish)
+      .def("ready", &Stream::ready)
+      .def("pop", &Stream::pop)
+      .def("close", &Stream::close);
+  m.def("decode_image", &decode, py::arg("image"), py::kw_only(), py::arg("exif_orientation"));
+  m.def("golden_input", &swsl::golden_input, py::arg("shape"));
+  m.def(
+      "peak_flops", [](const std::string& dtype, int threads) { return swsl::peak_flops(swsl::parse_dtype(dtype), threads); },
+      py::arg("dtype"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+  m.def("build_info", &build_info);
+}

@@ -1,0 +1,20 @@
+// Where the time of a forward pass goes.
+//
+//   for (const auto& layer : runner.profile(batch)) std::cout << layer.shape << ' ' << layer.seconds * 1e3 << " ms\n";
+//
+// A plain struct; nothing here throws.
+#pragma once
+
+#include <string>
+
+namespace swsl {
+
+// One fused layer: a convolution with its bias, residual addition and ReLU, or a pool.
+struct LayerTime {
+  std::string kernel;        // "1×1 tiles", "max pool", …
+  std::string shape;         // "64×56×56 → 128×56×56", of one image
+  double multiply_adds = 0;  // of the whole batch
+  double seconds = 0;
+};
+
+}  // namespace swsl

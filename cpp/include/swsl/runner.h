@@ -1,0 +1,121 @@
+// From image files to predictions: decode → preprocess → engine → softmax → top-k.
+//
+//   swsl::Runner runner("model.pt", {.device = "cpu"});
+//   for (const auto& p : runner.classify_file("dog.jpg", /*top_k=*/5)) std::cout << p.label << ' ' << p.probability << '\n';
+//
+//   std::vector<swsl::ImageSource> images = {"a.jpg", swsl::EncodedImage{bytes.data(), bytes.size()}, image.view()};
+//   for (const auto& result : runner.classify(images, 5))
+//     if (!result.ok()) std::cerr << result.error << '\n';     // one bad image is one error; the others have predictions
+//
+// Errors: ModelError for the model's file, std::invalid_argument for a faulty argument or option, ImageError from
+// classify_file. In batches an image's error is in its own place instead.
+//
+// Thread safety: one runner may be called from any number of threads; forward passes on a CPU take turns, so that they
+// do not fight over its cores. A process forked off after the runner was made must make its own.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include <swsl/api.h>
+#include <swsl/engine.h>
+#include <swsl/frozen_model.h>
+#include <swsl/image.h>
+
+namespace swsl {
+
+struct RunnerOptions {
+  std::string device = "cpu";     // "cpu", "cuda", "cuda:1", "auto" (CUDA if there is a device)
+  // Of weights and activations: "float32", "bfloat16", "float16", or "auto": the faster of the first two, measured once for a
+  // machine and model, bfloat16 only if its logits are within the tolerance. Logits are float32.
+  std::string dtype = "float32";
+  // That compute the forward pass on a CPU, and that decode and preprocess the images of a batch before it. 0: as many as
+  // this process may use cores, by its affinity and its cgroup's CPU quota.
+  int threads = 0;
+  int batch_size = 0;  // images in one forward pass at most; 0: 16 on a CPU, 64 on CUDA
+  bool exif_orientation = false;  // turn images as their EXIF tag says (timm and torchvision do not)
+};
+
+// The bytes of an image file. `name` is what errors call it.
+struct EncodedImage {
+  const void* data = nullptr;
+  std::size_t size = 0;
+  std::string name = "image bytes";
+};
+
+// A file's path, an encoded image, or decoded pixels. Nothing is owned: bytes and pixels must outlive the call.
+using ImageSource = std::variant<std::string, EncodedImage, ImageView>;
+
+struct Prediction {
+  std::string label;
+  std::int64_t index = 0;  // of the class
+  float probability = 0;   // softmax over all classes
+};
+
+// Of one image: predictions, the likeliest first, or what was wrong with it.
+struct Result {
+  std::vector<Prediction> predictions;
+  std::string error;
+
+  bool ok() const { return error.empty(); }
+};
+
+// One row per image. The row of an image that could not be used is NaN, and errors[row] says why; "" elsewhere.
+struct BatchResult {
+  at::Tensor rows;
+  std::vector<std::string> errors;
+};
+
+class SWSL_API Runner {
+ public:
+  explicit Runner(const std::string& model_path, const RunnerOptions& options = {});
+  ~Runner();
+  Runner(Runner&&) noexcept;
+  Runner& operator=(Runner&&) noexcept;
+
+  std::vector<Prediction> classify_file(const std::string& path, int top_k = 5) const;
+
+  // top_k ≥ 1; a model with fewer classes gives all of them. Memory does not grow with the number of images: they are
+  // read and computed batch_size at a time.
+  std::vector<Result> classify(std::span<const ImageSource> images, int top_k = 5) const;
+
+  BatchResult logits(std::span<const ImageSource> images) const;      // float32 N×classes, on the CPU
+  BatchResult embed(std::span<const ImageSource> images) const;       // float32 N×features, on the CPU
+  BatchResult preprocess(std::span<const ImageSource> images) const;  // float32 N×3×H×W, on the CPU
+
+  at::Tensor forward(const at::Tensor& batch) const;  // N×3×H×W → float32 logits N×classes, on the engine's device
+
+  // One forward pass, layer by layer; empty where the engine has no plan of its own. At most batch_size images.
+  std::vector<LayerTime> profile(const at::Tensor& batch) const;
+
+  // The predictions that one row of logits means.
+  std::vector<Prediction> predictions(const at::Tensor& logits_row, int top_k = 5) const;
+
+  const Metadata& metadata() const;
+  const EngineInfo& info() const;
+  int batch_size() const;
+
+ private:
+  friend class Stream;
+  struct State;
+  std::shared_ptr<State> state_;  // streams share it
+};
+
+// How this library was built and what it can do here.
+struct BuildInfo {
+  std::string swsl_version;
+  std::string torch_version;  // whose headers it was compiled with
+  bool jpeg = false;          // decoded by this library
+  bool png = false;
+  bool cuda = false;  // torch's CUDA libraries are linked
+};
+SWSL_API BuildInfo build_info();
+
+}  // namespace swsl

@@ -1,0 +1,90 @@
+// Any number of images, through a runner, at the speed of the machine and in bounded memory: while one batch is in the forward
+// pass, the next ones are read, decoded and preprocessed.
+//
+//   swsl::Stream stream(runner, {.top_k = 5});
+//   const auto show = [](const swsl::StreamResult& result) { … };
+//   for (std::string path; std::getline(std::cin, path);) {
+//     if (stream.under_way() == stream.capacity()) show(*stream.pop());
+//     stream.push(path);
+//   }
+//   stream.finish();
+//   while (const auto result = stream.pop()) show(*result);
+//
+// Results come in the order of the images. An image that cannot be used is a result with an error.
+//
+// Cores: an image that is decoded and preprocessed takes one of the cores that the process may use, a forward pass on the
+// CPU as many as it has threads and one on a GPU none; both wait for free ones, so the streams of one runner never keep
+// more threads busy than there are cores. Reading files takes none: with slow storage, more workers read ahead.
+//
+// Errors: std::invalid_argument for a faulty option and for push after finish. If the engine fails, pop throws its error once
+// the results before it are taken, and so does a push that waits.
+//
+// Thread safety: one thread may push while another pops; two may not push, nor pop, at the same time. A stream may be
+// destroyed at any moment when no call is under way: it waits for the images in the decoders and the batch in the forward
+// pass, and drops the rest. It may outlive its runner. A process forked off meanwhile can only destroy it.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <unistd.h>
+
+#include <swsl/api.h>
+#include <swsl/runner.h>
+
+namespace swsl {
+
+class Pipeline;
+
+enum class Output { predictions, embedding, logits };
+
+struct StreamOptions {
+  int batch_size = 0;  // images in one forward pass; 0: the runner's
+  int workers = 0;     // threads that read, decode and preprocess; 0: as many as this process may use cores
+  int top_k = 5;       // predictions of an image; a model with fewer classes gives all of them
+  Output output = Output::predictions;
+};
+
+struct StreamResult {
+  std::vector<Prediction> predictions;  // where these were asked for, the likeliest first
+  at::Tensor row;                       // where these were asked for: the embedding or the logits, float32, on the CPU
+  std::string error;                    // what was wrong with the image, "" if nothing was
+
+  bool ok() const { return error.empty(); }
+};
+
+class SWSL_API Stream {
+ public:
+  explicit Stream(const Runner& runner, const StreamOptions& options = {});
+  ~Stream();
+  Stream(const Stream&) = delete;
+
+  // Images that have been pushed and not yet popped, and how many these can be.
+  std::size_t under_way() const;
+  std::size_t capacity() const;
+
+  // Waits while `capacity()` images are under way. Bytes and pixels are not copied: they must stay until their result is popped
+  // or the stream is destroyed.
+  void push(ImageSource image);
+
+  // No more images: the last batch need not be full to be computed.
+  void finish();
+
+  // Waits for the next result; nothing after the last one.
+  std::optional<StreamResult> pop();
+
+  // Whether `pop` would return, or throw, at once: waits at most so long for that.
+  bool wait_for(std::chrono::milliseconds time) const;
+
+ private:
+  const StreamOptions options_;
+  const std::shared_ptr<Runner::State> runner_;
+  const pid_t process_ = getpid();
+  std::unique_ptr<Pipeline> pipeline_;
+};
+
+}  // namespace swsl

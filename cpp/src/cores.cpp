@@ -1,0 +1,115 @@
+#include "cores.h"
+
+#include <sched.h>
+
+#include <cmath>
+#include <fstream>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace swsl {
+namespace {
+
+int cores_of_affinity() {
+  for (int size = 1024; size <= 1 << 20; size *= 4) {  // the kernel refuses a set too small for the machine
+    std::vector<unsigned long> bits(size / (8 * sizeof(unsigned long)));
+    auto* set = reinterpret_cast<cpu_set_t*>(bits.data());
+    if (sched_getaffinity(0, size / 8, set) == 0) return CPU_COUNT_S(size / 8, set);
+  }
+  return static_cast<int>(std::thread::hardware_concurrency());
+}
+
+// Of one cgroup, in cores.
+std::optional<double> quota_of(const std::string& folder) {
+  std::string quota;
+  double period = 0;
+  if (std::ifstream v2(folder + "/cpu.max"); v2 >> quota >> period) {
+    if (quota == "max" || period <= 0) return {};
+    return std::atof(quota.c_str()) / period;
+  }
+  double microseconds = 0;
+  if (std::ifstream(folder + "/cpu.cfs_quota_us") >> microseconds && std::ifstream(folder + "/cpu.cfs_period_us") >> period &&
+      microseconds > 0 && period > 0)
+    return microseconds / period;
+  return {};
+}
+
+// A quota set further up holds too, so every folder from the process's own to the root is looked at.
+double smallest_quota(const std::string& root, std::string group) {
+  double smallest = HUGE_VAL;
+  while (true) {
+    if (const auto quota = quota_of(root + group)) smallest = std::min(smallest, *quota);
+    const auto slash = group.find_last_of('/');
+    if (slash == std::string::npos) return smallest;
+    group.resize(slash);
+  }
+}
+
+}  // namespace
+
+double cgroup_cpu_quota(const std::string& list_of_groups, const std::string& root) {
+  double smallest = HUGE_VAL;
+  std::ifstream groups(list_of_groups);
+  for (std::string line; std::getline(groups, line);) {  // hierarchy:controllers:path
+    const auto first = line.find(':'), second = line.find(':', first + 1);
+    if (first == std::string::npos || second == std::string::npos) continue;
+    std::istringstream controllers(line.substr(first + 1, second - first - 1));
+    const std::string path = line.substr(second + 1);
+    if (controllers.str().empty()) smallest = std::min(smallest, smallest_quota(root, path));
+    for (std::string name; std::getline(controllers, name, ',');)
+      if (name == "cpu")
+        for (const std::string mount : {"/cpu", "/cpu,cpuacct"}) smallest = std::min(smallest, smallest_quota(root + mount, path));
+  }
+  return smallest;
+}
+
+int available_cores() {
+  const double quota = std::ceil(cgroup_cpu_quota("/proc/self/cgroup", "/sys/fs/cgroup"));
+  const int cores = cores_of_affinity();
+  return std::max(1, quota < cores ? static_cast<int>(quota) : cores);
+}
+
+CoreBudget::Hold CoreBudget::for_image() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return free_ > 0 && forwards_waiting_ == 0; });
+  return take(1);
+}
+
+CoreBudget::Hold CoreBudget::for_forward(int threads) {
+  const int tokens = std::clamp(threads, 0, total_);
+  std::unique_lock lock(mutex_);
+  ++forwards_waiting_;
+  changed_.wait(lock, [&] { return free_ >= tokens; });
+  --forwards_waiting_;
+  changed_.notify_all();  // where the forward pass leaves cores, images may go on
+  return take(tokens);
+}
+
+CoreBudget::Hold CoreBudget::take(int tokens) {
+  free_ -= tokens;
+  peak_ = std::max(peak_, total_ - free_);
+  return {*this, tokens};
+}
+
+void CoreBudget::give_back(int tokens) {
+  {
+    const std::lock_guard lock(mutex_);
+    free_ += tokens;
+  }
+  changed_.notify_all();
+}
+
+bool CoreBudget::forward_waits() const {
+  const std::lock_guard lock(mutex_);
+  return forwards_waiting_ > 0;
+}
+
+int CoreBudget::peak() const {
+  const std::lock_guard lock(mutex_);
+  return peak_;
+}
+
+}  // namespace swsl

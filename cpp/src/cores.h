@@ -1,0 +1,69 @@
+// How many cores there are, and who may use them.
+//
+// A thread that computes holds a token for each core it keeps busy, and there are as many tokens as cores, so decoding and
+// the forward pass share the cores without ever fighting over them.
+#pragma once
+
+#include <algorithm>
+#include <condition_variable>
+#include <mutex>
+#include <string>
+#include <utility>
+
+namespace swsl {
+
+// Cores that this process may use: those its affinity allows, or fewer where a cgroup's CPU quota is smaller (rounded
+// up). At least 1.
+int available_cores();
+
+// The smallest CPU quota, in cores, of the cgroups in `list_of_groups` (as /proc/self/cgroup) and those around them;
+// infinite without one. `root` is where the cgroup file systems, version 1 or 2, are mounted.
+double cgroup_cpu_quota(const std::string& list_of_groups, const std::string& root);
+
+// Thread-safe. A forward pass waits longest for its cores, as it needs many, so once one waits, nobody else gets a token.
+class CoreBudget {
+ public:
+  explicit CoreBudget(int cores) : total_(std::max(cores, 1)), free_(total_) {}
+  CoreBudget(const CoreBudget&) = delete;
+
+  // Tokens, until it is destroyed or told to give them back.
+  class Hold {
+   public:
+    Hold() = default;
+    Hold(CoreBudget& budget, int tokens) : budget_(&budget), tokens_(tokens) {}
+    Hold(Hold&& other) noexcept : budget_(std::exchange(other.budget_, nullptr)), tokens_(other.tokens_) {}
+    Hold& operator=(Hold&& other) noexcept {
+      std::swap(budget_, other.budget_);
+      std::swap(tokens_, other.tokens_);
+      return *this;
+    }
+    ~Hold() {
+      if (budget_) budget_->give_back(tokens_);
+    }
+
+   private:
+    CoreBudget* budget_ = nullptr;
+    int tokens_ = 0;
+  };
+
+  Hold for_image();
+  // `threads`: of the forward pass; more than there are cores take all of them.
+  Hold for_forward(int threads);
+
+  int total() const { return total_; }
+  bool forward_waits() const;
+  int peak() const;  // tokens that were held at one time, at most
+
+ private:
+  Hold take(int tokens);
+  void give_back(int tokens);
+
+  const int total_;
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  int free_;
+  int forwards_waiting_ = 0;
+  int peak_ = 0;
+};
+
+}  // namespace swsl

@@ -1,0 +1,113 @@
+#include "auto_dtype.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <optional>
+#include <string>
+
+#include <ATen/Parallel.h>
+#include <torch/version.h>
+
+namespace swsl {
+namespace {
+
+namespace fs = std::filesystem;
+
+// An engine that says why it was chosen.
+class Chosen final : public Engine {
+ public:
+  Chosen(std::unique_ptr<Engine> engine, const std::string& why) : engine_(std::move(engine)), info_(engine_->info()) {
+    info_.reason += "; dtype auto: " + why;
+  }
+  at::Tensor forward(const at::Tensor& batch) override { return engine_->forward(batch); }
+  at::Tensor embed(const at::Tensor& batch) override { return engine_->embed(batch); }
+  std::vector<LayerTime> profile(const at::Tensor& batch) override { return engine_->profile(batch); }
+  const EngineInfo& info() const override { return info_; }
+
+ private:
+  std::unique_ptr<Engine> engine_;
+  EngineInfo info_;
+};
+
+std::string processor() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);)
+    if (line.starts_with("model name")) return line;
+  return "unknown processor";
+}
+
+std::optional<fs::path> cache_file() {
+  if (const char* folder = std::getenv("XDG_CACHE_HOME"); folder != nullptr && *folder != '\0') return fs::path(folder) / "swsl/dtypes";
+  if (const char* home = std::getenv("HOME"); home != nullptr && *home != '\0') return fs::path(home) / ".cache/swsl/dtypes";
+  return std::nullopt;
+}
+
+// Whatever could change the answer. The metadata hold the golden logits, so they tell models apart.
+std::string cache_key(const FrozenModel& model, const EngineOptions& options) {
+  const std::string all = processor() + '\n' + model.metadata().json + '\n' + options.device.str() + '\n' +
+                          std::to_string(options.threads ? options.threads : at::get_num_threads()) + '\n' + TORCH_VERSION + '\n' + SWSL_VERSION;
+  return std::to_string(std::hash<std::string>{}(all));
+}
+
+// Lines "key dtype"; the last one of a key counts.
+std::string remembered(const std::string& key) {
+  std::string found;
+  if (const auto path = cache_file()) {
+    std::ifstream file(*path);
+    for (std::string line_key, dtype; file >> line_key >> dtype;)
+      if (line_key == key) found = dtype;
+  }
+  return found;
+}
+
+void remember(const std::string& key, const std::string& dtype) {
+  const auto path = cache_file();
+  if (!path) return;
+  std::error_code ignored;  // a cache that cannot be written costs a measurement next time, nothing else
+  fs::create_directories(path->parent_path(), ignored);
+  std::ofstream(*path, std::ios::app) << key + ' ' + dtype + '\n';
+}
+
+double milliseconds(Engine& engine, const at::Tensor& batch) {
+  double best = 1e9;
+  for (int run = 0; run < 4; ++run) {
+    const auto start = std::chrono::steady_clock::now();
+    engine.forward(batch).cpu();  // waits for a GPU
+    best = std::min(best, std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
+  }
+  return best;
+}
+
+}  // namespace
+
+std::unique_ptr<Engine> make_fastest_engine(const FrozenModel& model, EngineOptions options) {
+  const std::string key = cache_key(model, options), known = remembered(key);
+  if (known == "float32" || known == "bfloat16") {
+    options.dtype = parse_dtype(known);
+    return std::make_unique<Chosen>(make_engine(model, options), known + " was the faster when first measured here");
+  }
+  options.dtype = at::kFloat;
+  auto exact = make_engine(model, options);
+  options.dtype = at::kBFloat16;
+  std::unique_ptr<Engine> narrow;
+  try {
+    narrow = make_engine(model, options);
+  } catch (const ModelError& error) {
+    remember(key, "float32");
+    return std::make_unique<Chosen>(std::move(exact), std::string("bfloat16 is out, ") + error.what());
+  }
+  const at::Tensor batch = golden_input(model.metadata().golden.shape);
+  const double exact_ms = milliseconds(*exact, batch), narrow_ms = milliseconds(*narrow, batch);
+  const bool take_narrow = narrow_ms < exact_ms;
+  char why[80];
+  std::snprintf(why, sizeof why, "an image takes %.1f ms in float32, %.1f ms in bfloat16", exact_ms, narrow_ms);
+  remember(key, take_narrow ? "bfloat16" : "float32");
+  return std::make_unique<Chosen>(std::move(take_narrow ? narrow : exact), why);
+}
+
+}  // namespace swsl

@@ -1,0 +1,68 @@
+#include <swsl/engine.h>
+
+#include <charconv>
+#include <stdexcept>
+
+#include <torch/cuda.h>
+
+#include "auto_dtype.h"
+#include "engine/cpu/cpu_engine.h"
+#include "torchscript.h"
+
+namespace swsl {
+
+at::ScalarType parse_dtype(const std::string& name) {
+  if (name == "float32") return at::kFloat;
+  if (name == "bfloat16") return at::kBFloat16;
+  if (name == "float16") return at::kHalf;
+  if (name == "auto") return at::ScalarType::Undefined;
+  throw std::invalid_argument("dtype: expected float32, bfloat16, float16 or auto, got \"" + name + '"');
+}
+
+std::string dtype_name(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kFloat: return "float32";
+    case at::kBFloat16: return "bfloat16";
+    case at::kHalf: return "float16";
+    default: throw std::invalid_argument(std::string("dtype: expected float32, bfloat16 or float16, got ") + c10::toString(dtype));
+  }
+}
+
+at::Device parse_device(const std::string& name) {
+  if (name == "cpu") return at::kCPU;
+  const int count = torch::cuda::device_count();
+  if (name == "auto") return count > 0 ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
+  int index = 0;
+  bool sound = name == "cuda";
+  if (name.starts_with("cuda:")) {
+    const auto [end, error] = std::from_chars(name.data() + 5, name.data() + name.size(), index);
+    sound = error == std::errc() && end == name.data() + name.size() && index >= 0;
+  }
+  if (!sound) throw std::invalid_argument("device: expected \"cpu\", \"cuda\", \"cuda:N\" or \"auto\", got \"" + name + '"');
+  if (index >= count)
+    throw std::invalid_argument("device: \"" + name + "\" is not here: torch sees " + std::to_string(count) +
+                                " CUDA devices" + (count ? "" : " (a CPU build of torch, no driver, or no card)"));
+  return at::Device(at::kCUDA, static_cast<at::DeviceIndex>(index));
+}
+
+std::vector<LayerTime> Engine::profile(const at::Tensor&) { return {}; }
+
+double peak_flops(at::ScalarType dtype, int threads) {
+  dtype_name(dtype);  // refuses the others
+  if (threads < 1) throw std::invalid_argument("threads: expected 1 or more, got " + std::to_string(threads));
+  return multiply_add_peak(dtype, threads);
+}
+
+std::unique_ptr<Engine> make_engine(const FrozenModel& model, const EngineOptions& options) {
+  if (options.dtype != at::ScalarType::Undefined) dtype_name(options.dtype);  // refuses the others
+  if (options.threads < 0) throw std::invalid_argument("threads: expected 0 or more, got " + std::to_string(options.threads));
+  if (options.max_batch < 1)
+    throw std::invalid_argument("max_batch: expected 1 or more, got " + std::to_string(options.max_batch));
+  if (options.dtype == at::ScalarType::Undefined) return make_fastest_engine(model, options);
+  std::string why_not;
+  if (options.device.is_cpu())
+    if (auto engine = make_cpu_engine(model, options, why_not)) return engine;
+  return make_torchscript_engine(model, options, why_not);
+}
+
+}  // namespace swsl

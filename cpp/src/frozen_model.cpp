@@ -1,0 +1,208 @@
+#include <swsl/frozen_model.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <numeric>
+
+#include <ATen/ATen.h>
+#include <c10/util/Exception.h>
+#include <caffe2/serialize/inline_container.h>
+#include <torch/csrc/jit/api/module.h>
+#include <torch/csrc/jit/serialization/import.h>
+
+#include <swsl/engine.h>
+
+#include "json.h"
+
+namespace swsl {
+namespace {
+
+constexpr std::int64_t known_format = 1;
+constexpr const char* metadata_record = "extra/swsl.json";
+
+// LibTorch's messages end in a C++ backtrace, which tells a user nothing.
+std::string first_lines(const std::exception& error) {
+  const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
+  return torch_error ? torch_error->what_without_backtrace() : error.what();
+}
+
+std::string describe(const std::vector<std::int64_t>& shape) {
+  std::string text;
+  for (const auto n : shape) text += (text.empty() ? "" : "×") + std::to_string(n);
+  return text;
+}
+
+std::string read_record(const std::string& path) {
+  namespace fs = std::filesystem;
+  std::error_code ignored;
+  const auto status = fs::status(path, ignored);
+  if (!fs::exists(status)) throw ModelError(path + ": no such file; expected a frozen module (make one with: swsl export)");
+  if (fs::is_directory(status)) throw ModelError(path + ": is a directory, expected a frozen module (.pt)");
+  std::ifstream file(path, std::ios::binary);
+  char magic[4] = {};
+  if (!file) throw ModelError(path + ": cannot be opened; check its permissions");
+  file.read(magic, sizeof magic);
+  if (file.gcount() != 4 || !std::equal(magic, magic + 4, "PK\3\4"))
+    throw ModelError(path + ": not a TorchScript archive (it does not start as a zip file); expected a frozen module, as"
+                            " swsl export writes it. Weights saved by torch.save have to be exported first");
+  try {
+    caffe2::serialize::PyTorchStreamReader reader(path);
+    if (!reader.hasRecord(metadata_record)) {
+      const bool script = reader.hasRecord("constants.pkl");
+      throw ModelError(path + (script ? ": a TorchScript module without swsl.json inside: not exported by swsl"
+                                      : ": a zip file, but no TorchScript module; weights have to be exported first") +
+                       " (make a frozen module with: swsl export)");
+    }
+    auto [data, size] = reader.getRecord(metadata_record);
+    return std::string(static_cast<const char*>(data.get()), size);
+  } catch (const c10::Error& error) {
+    throw ModelError(path + ": damaged or incomplete archive: " + first_lines(error));
+  }
+}
+
+std::vector<std::int64_t> integers(const Json& array) {
+  std::vector<std::int64_t> out;
+  for (const auto& item : array.items()) out.push_back(item.integer());
+  return out;
+}
+
+std::array<double, 3> three(const Json& array, const char* name) {
+  if (array.items().size() != 3)
+    throw JsonError(std::string(name) + ": expected 3 numbers, found " + std::to_string(array.items().size()));
+  return {array.items()[0].number(), array.items()[1].number(), array.items()[2].number()};
+}
+
+std::optional<std::string> optional_string(const Json& value) {
+  return value.is_null() ? std::nullopt : std::optional(value.string());
+}
+
+PreprocessSpec parse_spec(const Json& json) {
+  PreprocessSpec spec{};
+  const auto size = integers(json.at("input_size"));
+  constexpr std::int64_t longest = 1 << 16;
+  if (size.size() != 2 || *std::min_element(size.begin(), size.end()) < 1 || *std::max_element(size.begin(), size.end()) > longest)
+    throw JsonError("preprocess.input_size: expected [height, width], each from 1 to 65536, found " + describe(size));
+  spec.height = static_cast<int>(size[0]);
+  spec.width = static_cast<int>(size[1]);
+  spec.crop_pct = json.at("crop_pct").number();
+  const auto& interpolation = json.at("interpolation").string();
+  if (interpolation != "bilinear" && interpolation != "bicubic")
+    throw JsonError("preprocess.interpolation: expected \"bilinear\" or \"bicubic\", found \"" + interpolation + '"');
+  spec.interpolation = interpolation == "bilinear" ? Interpolation::bilinear : Interpolation::bicubic;
+  spec.mean = three(json.at("mean"), "preprocess.mean");
+  spec.std = three(json.at("std"), "preprocess.std");
+  return spec;
+}
+
+Metadata parse_metadata(std::string text) {
+  const Json root = Json::parse(text);
+  Metadata metadata;
+  metadata.format = root.at("format").integer();
+  if (metadata.format != known_format)
+    throw JsonError("format " + std::to_string(metadata.format) + ", this version of swsl knows format " +
+                    std::to_string(known_format) + " only; " +
+                    (metadata.format > known_format ? "update swsl" : "export the model again"));
+  metadata.variant = optional_string(root.at("variant"));
+  const auto& architecture = root.at("architecture");
+  metadata.architecture = {integers(architecture.at("layers")), architecture.at("groups").integer(),
+                           architecture.at("width_per_group").integer(), architecture.at("num_classes").integer()};
+  metadata.preprocess = parse_spec(root.at("preprocess"));
+  for (const auto& label : root.at("labels").items()) metadata.labels.push_back(label.string());
+  metadata.license = optional_string(root.at("license"));
+  metadata.weights_sha256 = optional_string(root.at("weights_sha256"));
+  metadata.swsl_version = root.at("versions").at("swsl").string();
+  metadata.torch_version = root.at("versions").at("torch").string();
+  metadata.golden.shape = integers(root.at("golden").at("shape"));
+  for (const auto& logit : root.at("golden").at("logits").items()) metadata.golden.logits.push_back(logit.number());
+  for (const auto& [dtype, value] : root.at("golden").at("tolerances").members())
+    metadata.golden.tolerances[dtype] = value.number();
+  metadata.json = std::move(text);
+
+  const auto classes = std::to_string(metadata.architecture.num_classes);
+  if (std::to_string(metadata.labels.size()) != classes)
+    throw JsonError("labels: expected " + classes + " (architecture.num_classes), found " + std::to_string(metadata.labels.size()));
+  if (std::to_string(metadata.golden.logits.size()) != classes)
+    throw JsonError("golden.logits: expected " + classes + " (architecture.num_classes), found " +
+                    std::to_string(metadata.golden.logits.size()));
+  const auto& shape = metadata.golden.shape;
+  const bool sound = shape.size() == 4 && shape[0] == 1 && shape[1] == 3 &&
+                     std::all_of(shape.begin() + 2, shape.end(), [](auto n) { return n >= 1 && n <= 1 << 14; });
+  if (!sound) throw JsonError("golden.shape: expected 1×3×height×width, found " + describe(shape));
+  return metadata;
+}
+
+}  // namespace
+
+struct FrozenModel::State {
+  std::string path;
+  Metadata metadata;
+  torch::jit::Module module;
+};
+
+Metadata FrozenModel::read_metadata(const std::string& path) {
+  std::string text = read_record(path);
+  try {
+    return parse_metadata(std::move(text));
+  } catch (const JsonError& error) {
+    throw ModelError(path + ": swsl.json inside it: " + error.what());
+  }
+}
+
+FrozenModel FrozenModel::load(const std::string& path) {
+  auto state = std::make_shared<State>();
+  state->path = path;
+  state->metadata = read_metadata(path);
+  try {
+    state->module = torch::jit::load(path, at::kCPU);
+  } catch (const std::exception& error) {
+    throw ModelError(path + ": LibTorch cannot load it: " + first_lines(error));
+  }
+  for (const char* method : {"forward", "embed"})
+    if (!state->module.find_method(method))
+      throw ModelError(path + ": has no method " + method + "; expected a module exported by swsl");
+  if (state->module.parameters().size() + state->module.buffers().size() != 0)
+    throw ModelError(path + ": not frozen (it still has parameters); export it again with: swsl export");
+  FrozenModel model;
+  model.state_ = std::move(state);
+  return model;
+}
+
+const std::string& FrozenModel::path() const { return state_->path; }
+const Metadata& FrozenModel::metadata() const { return state_->metadata; }
+const torch::jit::Module& FrozenModel::module() const { return state_->module; }
+
+double relative_error(const at::Tensor& actual, const at::Tensor& expected) {
+  constexpr double infinite = std::numeric_limits<double>::infinity();
+  if (actual.sizes() != expected.sizes()) return infinite;
+  if (actual.numel() == 0) return 0;
+  const auto a = actual.to(at::kCPU, at::kDouble), b = expected.to(at::kCPU, at::kDouble);
+  if (!a.isfinite().all().item<bool>() || !b.isfinite().all().item<bool>()) return infinite;
+  const double largest = b.abs().max().item<double>(), difference = (a - b).abs().max().item<double>();
+  return largest > 0 ? difference / largest : infinite;
+}
+
+at::Tensor golden_input(const std::vector<std::int64_t>& shape) {
+  const auto count = std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
+  auto tensor = at::empty({count}, at::kFloat);
+  auto* values = tensor.data_ptr<float>();
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::uint32_t hash = static_cast<std::uint32_t>(i) * 2654435761u;
+    values[i] = static_cast<float>(static_cast<int>(hash >> 24) - 128) / 64.0f;
+  }
+  return tensor.view(shape);
+}
+
+GoldenResult FrozenModel::check_golden(const std::function<at::Tensor(const at::Tensor&)>& forward,
+                                       at::ScalarType dtype) const {
+  const auto& golden = state_->metadata.golden;
+  const auto tolerance = golden.tolerances.find(dtype_name(dtype));
+  if (tolerance == golden.tolerances.end())
+    throw ModelError(state_->path + ": its golden check states no tolerance for " + dtype_name(dtype) + "; use dtype float32");
+  const auto expected = at::tensor(golden.logits, at::kDouble).unsqueeze(0);
+  return {relative_error(forward(golden_input(golden.shape)), expected), tolerance->second};
+}
+
+}  // namespace swsl

@@ -1,0 +1,162 @@
+#include "pipeline.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <utility>
+
+namespace swsl {
+namespace {
+
+// One batch in the forward pass, one being prepared, and one whose results are being taken.
+constexpr std::size_t batches = 3;
+
+}  // namespace
+
+Pipeline::Pipeline(PipelineOptions options)
+    : options_(std::move(options)),
+      batch_size_(static_cast<std::size_t>(options_.batch_size)),
+      ring_(batches),
+      prepared_(batches),
+      items_(batches * batch_size_) {
+  try {
+    for (int i = 0; i < options_.workers; ++i) threads_.emplace_back([this] { prepare_images(); });
+    threads_.emplace_back([this] { compute_batches(); });
+  } catch (...) {  // no more threads to be had
+    stop_and_join();
+    throw;
+  }
+}
+
+Pipeline::~Pipeline() { stop_and_join(); }
+
+void Pipeline::stop_and_join() {
+  {
+    const std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  pushed_more_.notify_all();
+  batch_ready_.notify_all();
+  for (auto& thread : threads_) thread.join();
+}
+
+std::size_t Pipeline::under_way() const {
+  const std::lock_guard lock(mutex_);
+  return pushed_ - popped_;
+}
+
+void Pipeline::push(ImageSource image) {
+  {
+    std::unique_lock lock(mutex_);
+    if (finished_) throw std::invalid_argument("push: the stream's end was declared by finish");
+    room_.wait(lock, [this] { return pushed_ - popped_ < capacity() || error_; });
+    if (pushed_ - popped_ == capacity()) std::rethrow_exception(error_);  // there will be no room
+    items_[pushed_ % capacity()] = {std::move(image), {}, {}};
+    ++pushed_;
+  }
+  pushed_more_.notify_one();
+}
+
+void Pipeline::finish() {
+  {
+    const std::lock_guard lock(mutex_);
+    finished_ = true;
+  }
+  batch_ready_.notify_all();
+  result_ready_.notify_all();
+}
+
+std::optional<Pipeline::Item> Pipeline::pop() {
+  std::optional<Item> item;
+  {
+    std::unique_lock lock(mutex_);
+    result_ready_.wait(lock, [this] { return pop_is_due(); });
+    if (popped_ == computed_) {
+      if (error_) std::rethrow_exception(error_);
+      return {};
+    }
+    item = std::exchange(items_[popped_ % capacity()], {});
+    ++popped_;
+  }
+  room_.notify_one();
+  return item;
+}
+
+bool Pipeline::wait_for(std::chrono::milliseconds time) const {
+  std::unique_lock lock(mutex_);
+  return result_ready_.wait_for(lock, time, [this] { return pop_is_due(); });
+}
+
+// Called in a catch block.
+void Pipeline::fail() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!error_) error_ = std::current_exception();
+    stop_ = true;
+  }
+  for (auto* changed : {&room_, &pushed_more_, &batch_ready_, &result_ready_}) changed->notify_all();
+}
+
+void Pipeline::prepare_images() {
+  try {
+    std::unique_lock lock(mutex_);
+    while (true) {
+      pushed_more_.wait(lock, [this] { return stop_ || taken_ < pushed_; });
+      if (stop_) return;
+      const std::size_t index = taken_++;
+      const std::size_t slot = index / batch_size_ % batches;
+      Item& item = items_[index % capacity()];
+      at::Tensor& batch = ring_[slot];
+      if (!batch.defined()) {
+        std::vector<std::int64_t> shape = options_.image_shape;
+        shape.insert(shape.begin(), options_.batch_size);
+        batch = at::empty(shape, at::TensorOptions(at::kFloat).pinned_memory(options_.pinned));
+      }
+      float* output = batch.data_ptr<float>() + index % batch_size_ * (batch.numel() / options_.batch_size);
+      lock.unlock();
+      item.error = options_.prepare(item.image, output);
+      lock.lock();
+      if (++prepared_[slot] == batch_size_ || finished_) batch_ready_.notify_one();
+    }
+  } catch (...) {
+    fail();
+  }
+}
+
+void Pipeline::compute_batches() {
+  try {
+    std::unique_lock lock(mutex_);
+    while (true) {
+      const std::size_t begin = computed_, slot = begin / batch_size_ % batches;
+      const auto images_left = [&] { return finished_ ? std::min(batch_size_, pushed_ - begin) : batch_size_; };
+      batch_ready_.wait(lock, [&] { return stop_ || prepared_[slot] == images_left(); });
+      const std::size_t count = images_left();
+      if (stop_ || count == 0) return;
+      lock.unlock();
+      compute_batch(begin, count);
+      lock.lock();
+      prepared_[slot] = 0;
+      computed_ += count;
+      result_ready_.notify_all();
+    }
+  } catch (...) {
+    fail();
+  }
+}
+
+void Pipeline::compute_batch(std::size_t begin, std::size_t count) {
+  const at::Tensor& batch = ring_[begin / batch_size_ % batches];
+  const std::size_t size = static_cast<std::size_t>(batch.numel()) / batch_size_;
+  float* images = batch.data_ptr<float>();
+  std::vector<Item*> good;
+  for (std::size_t i = 0; i < count; ++i) {
+    Item& item = items_[(begin + i) % capacity()];
+    if (!item.error.empty()) continue;
+    if (good.size() < i) std::copy_n(images + i * size, size, images + good.size() * size);  // the good ones close ranks
+    good.push_back(&item);
+  }
+  if (good.empty()) return;
+  const auto rows = options_.compute(batch.narrow(0, 0, static_cast<std::int64_t>(good.size())));
+  for (std::size_t i = 0; i < good.size(); ++i) good[i]->row = rows[static_cast<std::int64_t>(i)];
+}
+
+}  // namespace swsl

@@ -1,0 +1,204 @@
+#include <swsl/runner.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <stdexcept>
+
+#include <ATen/ATen.h>
+#include <torch/version.h>
+
+#include "cores.h"
+#include "runner_state.h"
+
+namespace swsl {
+namespace {
+
+int default_batch_size(const at::Device& device) { return device.is_cpu() ? 16 : 64; }
+
+EngineOptions engine_options(const RunnerOptions& options) {
+  if (options.threads < 0) throw std::invalid_argument("threads: expected 0 or more, got " + std::to_string(options.threads));
+  if (options.batch_size < 0)
+    throw std::invalid_argument("batch_size: expected 0 or more, got " + std::to_string(options.batch_size));
+  EngineOptions out;
+  out.device = parse_device(options.device);
+  out.dtype = parse_dtype(options.dtype);
+  out.threads = options.threads ? options.threads : available_cores();
+  out.max_batch = options.batch_size ? options.batch_size : default_batch_size(out.device);
+  return out;
+}
+
+}  // namespace
+
+std::string name_of(const ImageSource& source) {
+  if (const auto* path = std::get_if<std::string>(&source)) return *path;
+  if (const auto* encoded = std::get_if<EncodedImage>(&source)) return encoded->name;
+  return "image pixels";
+}
+
+Runner::State::State(const FrozenModel& model, const RunnerOptions& options)
+    : metadata(model.metadata()),
+      batch_size(engine_options(options).max_batch),
+      preprocessor(metadata.preprocess),
+      engine(make_engine(model, engine_options(options))),
+      cores(available_cores()),
+      decoders({.exif_orientation = options.exif_orientation}),
+      workers(options.threads ? options.threads : available_cores()) {}
+
+std::string Runner::State::preprocess(const ImageSource& source, float* output, const std::function<void()>& when_read) {
+  try {
+    if (const auto* pixels = std::get_if<ImageView>(&source)) {
+      if (when_read) when_read();
+      preprocessor(*pixels, output);
+    } else {
+      decoders.with([&](ImageDecoder& decoder) {
+        if (const auto* path = std::get_if<std::string>(&source)) {
+          decoder.open_file(*path, when_read);
+        } else {
+          if (when_read) when_read();
+          const auto& encoded = std::get<EncodedImage>(source);
+          decoder.open(encoded.data, encoded.size, encoded.name);
+        }
+        preprocessor(decoder.decode(preprocessor.source_rectangle(decoder.height(), decoder.width())), output);
+      });
+    }
+    return "";
+  } catch (const ImageError& error) {
+    return error.what();
+  } catch (const std::invalid_argument& error) {  // of the preprocessor, about this image
+    return name_of(source) + ": " + error.what();
+  }
+}
+
+BatchResult Runner::State::preprocess(std::span<const ImageSource> images) {
+  const auto& spec = preprocessor.spec();
+  BatchResult result{at::empty({static_cast<std::int64_t>(images.size()), 3, spec.height, spec.width}, at::kFloat),
+                     std::vector<std::string>(images.size())};
+  float* rows = result.rows.data_ptr<float>();
+  const std::size_t row_size = std::size_t{3} * spec.height * spec.width;
+  workers.for_each(images.size(), [&](std::size_t i) {
+    float* row = rows + i * row_size;
+    result.errors[i] = preprocess(images[i], row);
+    if (!result.errors[i].empty()) std::fill_n(row, row_size, std::numeric_limits<float>::quiet_NaN());
+  });
+  return result;
+}
+
+// One engine call per batch_size images; images that failed take no part.
+template <typename Compute>
+BatchResult Runner::State::run(std::span<const ImageSource> images, const Compute& compute) {
+  BatchResult result{{}, std::vector<std::string>(images.size())};
+  const auto& spec = preprocessor.spec();
+  if (images.empty()) result.rows = compute(at::empty({0, 3, spec.height, spec.width})).to(at::kCPU);
+  for (std::size_t begin = 0; begin < images.size(); begin += batch_size) {
+    auto part = preprocess(images.subspan(begin, std::min<std::size_t>(batch_size, images.size() - begin)));
+    std::vector<std::int64_t> good;
+    for (std::size_t i = 0; i < part.errors.size(); ++i) {
+      if (part.errors[i].empty()) good.push_back(static_cast<std::int64_t>(i));
+      result.errors[begin + i] = std::move(part.errors[i]);
+    }
+    const bool all = good.size() == part.errors.size();
+    const auto which = at::tensor(good, at::kLong);
+    const auto rows = compute(all ? part.rows : part.rows.index_select(0, which)).to(at::kCPU);
+    if (!result.rows.defined())
+      result.rows = at::full({static_cast<std::int64_t>(images.size()), rows.size(1)},
+                             std::numeric_limits<float>::quiet_NaN(), at::kFloat);
+    result.rows.index_copy_(0, which + static_cast<std::int64_t>(begin), rows);
+  }
+  return result;
+}
+
+std::vector<Prediction> Runner::State::predictions(const at::Tensor& logits_row, int top_k) const {
+  const auto& labels = metadata.labels;
+  const auto count = static_cast<std::int64_t>(labels.size());
+  if (top_k < 1) throw std::invalid_argument("top_k: expected 1 or more, got " + std::to_string(top_k));
+  if (logits_row.dim() != 1 || logits_row.size(0) != count)
+    throw std::invalid_argument("logits_row: expected " + std::to_string(count) + " logits of one image, got a tensor of " +
+                                std::to_string(logits_row.numel()) + " elements in " + std::to_string(logits_row.dim()) +
+                                " dimensions");
+  const auto row = logits_row.to(at::kCPU, at::kFloat).contiguous();
+  const float* logits = row.const_data_ptr<float>();
+  if (!std::all_of(logits, logits + count, [](float x) { return std::isfinite(x); }))
+    throw std::runtime_error("the logits are not all finite (dtype " + engine->info().dtype + "); use dtype float32");
+
+  const double largest = *std::max_element(logits, logits + count);
+  double sum = 0;
+  for (std::int64_t i = 0; i < count; ++i) sum += std::exp(logits[i] - largest);
+  std::vector<std::int64_t> order(labels.size());
+  std::iota(order.begin(), order.end(), 0);
+  const auto taken = order.begin() + std::min<std::int64_t>(top_k, count);
+  std::partial_sort(order.begin(), taken, order.end(), [logits](auto a, auto b) {
+    return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
+  });
+  std::vector<Prediction> out;
+  for (auto it = order.begin(); it != taken; ++it)
+    out.push_back({labels[static_cast<std::size_t>(*it)], *it, static_cast<float>(std::exp(logits[*it] - largest) / sum)});
+  return out;
+}
+
+Runner::Runner(const std::string& model_path, const RunnerOptions& options)
+    : state_(std::make_shared<State>(FrozenModel::load(model_path), options)) {}
+Runner::~Runner() = default;
+Runner::Runner(Runner&&) noexcept = default;
+Runner& Runner::operator=(Runner&&) noexcept = default;
+
+std::vector<Prediction> Runner::predictions(const at::Tensor& logits_row, int top_k) const {
+  return state_->predictions(logits_row, top_k);
+}
+
+std::vector<Result> Runner::classify(std::span<const ImageSource> images, int top_k) const {
+  if (top_k < 1) throw std::invalid_argument("top_k: expected 1 or more, got " + std::to_string(top_k));
+  std::vector<Result> results;
+  for (std::size_t begin = 0; begin < images.size(); begin += state_->batch_size) {
+    const auto part = images.subspan(begin, std::min<std::size_t>(state_->batch_size, images.size() - begin));
+    const auto batch = logits(part);
+    for (std::size_t i = 0; i < part.size(); ++i) {
+      Result result{{}, batch.errors[i]};
+      try {
+        if (result.ok()) result.predictions = predictions(batch.rows[static_cast<std::int64_t>(i)], top_k);
+      } catch (const std::runtime_error& error) {
+        result.error = name_of(part[i]) + ": " + error.what();
+      }
+      results.push_back(std::move(result));
+    }
+  }
+  return results;
+}
+
+std::vector<Prediction> Runner::classify_file(const std::string& path, int top_k) const {
+  const ImageSource source = path;
+  auto result = classify({&source, 1}, top_k).front();
+  if (!result.ok()) throw ImageError(result.error);
+  return std::move(result.predictions);
+}
+
+BatchResult Runner::logits(std::span<const ImageSource> images) const {
+  return state_->run(images, [this](const at::Tensor& batch) { return state_->engine->forward(batch); });
+}
+
+BatchResult Runner::embed(std::span<const ImageSource> images) const {
+  return state_->run(images, [this](const at::Tensor& batch) { return state_->engine->embed(batch); });
+}
+
+std::vector<LayerTime> Runner::profile(const at::Tensor& batch) const { return state_->engine->profile(batch); }
+
+BatchResult Runner::preprocess(std::span<const ImageSource> images) const { return state_->preprocess(images); }
+
+at::Tensor Runner::forward(const at::Tensor& batch) const { return state_->engine->forward(batch); }
+
+const Metadata& Runner::metadata() const { return state_->metadata; }
+const EngineInfo& Runner::info() const { return state_->engine->info(); }
+int Runner::batch_size() const { return state_->batch_size; }
+
+BuildInfo build_info() {
+  BuildInfo info;
+  info.swsl_version = SWSL_VERSION;
+  info.torch_version = TORCH_VERSION;
+  info.jpeg = decodes_jpeg();
+  info.png = decodes_png();
+  info.cuda = SWSL_LINKS_CUDA;
+  return info;
+}
+
+}  // namespace swsl

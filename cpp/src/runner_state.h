@@ -1,0 +1,73 @@
+// What a runner holds, for the sources that are the runner: runner.cpp and stream.cpp.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <swsl/preprocessor.h>
+#include <swsl/runner.h>
+
+#include "cores.h"
+#include "worker_pool.h"
+
+namespace swsl {
+
+// Decoders keep their buffers, so they are handed from image to image.
+class Decoders {
+ public:
+  explicit Decoders(const DecodeOptions& options) : options_(options) {}
+
+  template <typename Use>
+  void with(const Use& use) {
+    auto decoder = take();
+    use(*decoder);  // a decoder that has thrown is dropped with its buffers
+    const std::lock_guard lock(mutex_);
+    idle_.push_back(std::move(decoder));
+  }
+
+ private:
+  std::unique_ptr<ImageDecoder> take() {
+    const std::lock_guard lock(mutex_);
+    if (idle_.empty()) return std::make_unique<ImageDecoder>(options_);
+    auto decoder = std::move(idle_.back());
+    idle_.pop_back();
+    return decoder;
+  }
+
+  DecodeOptions options_;
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<ImageDecoder>> idle_;
+};
+
+// What errors call an image.
+std::string name_of(const ImageSource& source);
+
+struct Runner::State {
+  State(const FrozenModel& model, const RunnerOptions& options);
+
+  // Returns what is wrong with the image, "" if nothing is. `when_read` is called once the image's file has been read and
+  // before anything is computed.
+  std::string preprocess(const ImageSource& source, float* output, const std::function<void()>& when_read = {});
+
+  // Rows of images that cannot be used are NaN.
+  BatchResult preprocess(std::span<const ImageSource> images);
+
+  template <typename Compute>
+  BatchResult run(std::span<const ImageSource> images, const Compute& compute);
+
+  std::vector<Prediction> predictions(const at::Tensor& logits_row, int top_k) const;
+
+  const Metadata metadata;
+  const int batch_size;
+  const Preprocessor preprocessor;
+  const std::unique_ptr<Engine> engine;
+  CoreBudget cores;  // shared by the streams of this runner
+  Decoders decoders;
+  WorkerPool workers;
+};
+
+}  // namespace swsl

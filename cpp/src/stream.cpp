@@ -1,0 +1,70 @@
+#include <swsl/stream.h>
+
+#include <stdexcept>
+
+#include "pipeline.h"
+#include "runner_state.h"
+
+namespace swsl {
+namespace {
+
+const StreamOptions& checked(const StreamOptions& options) {
+  const auto at_least = [](const char* name, int value, int least) {
+    if (value < least)
+      throw std::invalid_argument(std::string(name) + ": expected " + std::to_string(least) + " or more, got " +
+                                  std::to_string(value));
+  };
+  at_least("batch_size", options.batch_size, 0);
+  at_least("workers", options.workers, 0);
+  at_least("top_k", options.top_k, 1);
+  return options;
+}
+
+}  // namespace
+
+Stream::Stream(const Runner& runner, const StreamOptions& options) : options_(checked(options)), runner_(runner.state_) {
+  auto& state = *runner_;
+  PipelineOptions pipeline;
+  pipeline.image_shape = {3, state.preprocessor.spec().height, state.preprocessor.spec().width};
+  pipeline.batch_size = options.batch_size ? options.batch_size : state.batch_size;
+  pipeline.workers = options.workers ? options.workers : available_cores();
+  pipeline.pinned = !state.engine->info().device.starts_with("cpu");
+  pipeline.prepare = [&state](const ImageSource& image, float* output) {
+    CoreBudget::Hold core;
+    return state.preprocess(image, output, [&] { core = state.cores.for_image(); });
+  };
+  pipeline.compute = [&state, embed = options.output == Output::embedding](const at::Tensor& batch) {
+    const auto cores = state.cores.for_forward(state.engine->info().threads);
+    return (embed ? state.engine->embed(batch) : state.engine->forward(batch)).to(at::kCPU);
+  };
+  pipeline_ = std::make_unique<Pipeline>(std::move(pipeline));
+}
+
+Stream::~Stream() {
+  if (getpid() != process_) (void)pipeline_.release();  // its threads did not come along through fork, and nothing can join them
+}
+
+std::size_t Stream::under_way() const { return pipeline_->under_way(); }
+std::size_t Stream::capacity() const { return pipeline_->capacity(); }
+void Stream::push(ImageSource image) { pipeline_->push(std::move(image)); }
+void Stream::finish() { pipeline_->finish(); }
+bool Stream::wait_for(std::chrono::milliseconds time) const { return pipeline_->wait_for(time); }
+
+std::optional<StreamResult> Stream::pop() {
+  auto item = pipeline_->pop();
+  if (!item) return {};
+  StreamResult result{{}, {}, std::move(item->error)};
+  if (!result.ok()) return result;
+  if (options_.output != Output::predictions) {
+    result.row = item->row.clone();  // not a view that keeps its whole batch
+    return result;
+  }
+  try {
+    result.predictions = runner_->predictions(item->row, options_.top_k);
+  } catch (const std::runtime_error& error) {  // logits that are not finite
+    result.error = name_of(item->image) + ": " + error.what();
+  }
+  return result;
+}
+
+}  // namespace swsl

@@ -1,0 +1,101 @@
+"""Models and expected values for the C++ tests: python make_test_data.py FOLDER."""
+
+import json
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+import swsl  # noqa: E402
+from swsl.export import export_model, read_metadata  # noqa: E402
+
+CLASSES = 10
+
+
+def seeded_model() -> swsl.ResNeXt:
+    torch.manual_seed(0)
+    model = swsl.ResNeXt((1, 1, 1, 1), groups=4, width_per_group=4, num_classes=CLASSES)
+    for name, module in model.named_modules():
+        if isinstance(
+            module, torch.nn.BatchNorm2d
+        ):  # as different as trained ones, so that folding them is tested
+            torch.nn.init.uniform_(
+                module.weight, 0.1 if name.endswith("bn3") else 0.5, 0.3 if name.endswith("bn3") else 1.5
+            )
+            torch.nn.init.normal_(module.bias, std=0.1)
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    torch.nn.init.normal_(model.fc.weight, std=0.1)
+    return model.eval()
+
+
+def with_metadata(source: Path, target: Path, change) -> None:
+    """A copy of a frozen module whose swsl.json went through `change`; None takes the file away."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for item in old.infolist():
+            data = old.read(item)
+            if item.filename.endswith("extra/swsl.json"):
+                data = change(json.loads(data))
+                if data is None:
+                    continue
+            new.writestr(item.filename, data)
+
+
+def changed(**values):
+    return lambda metadata: json.dumps({**metadata, **values})
+
+
+def wrong_golden(metadata):
+    metadata["golden"]["logits"][3] += 0.01 * max(map(abs, metadata["golden"]["logits"]))
+    return json.dumps(metadata)
+
+
+def main(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    model = seeded_model()
+    spec = swsl.PreprocessSpec(input_size=(64, 64))
+    tiny = folder / "tiny.pt"
+    export_model(
+        model,
+        tiny,
+        spec=spec,
+        labels=[f"class {i}" for i in range(CLASSES - 1)] + ['a, "quoted" é'],
+        license="none",
+    )
+
+    photo = folder / "photo.jpg"
+    shutil.copy(ROOT / "swsl" / "chelsea.jpg", photo)
+    with torch.inference_mode():
+        batch = swsl.preprocess(photo, spec)[None]
+        features = model.forward_head(model.forward_features(batch), pre_logits=True)
+        for name, tensor in {"input": batch, "features": features, "logits": model(batch)}.items():
+            (folder / f"{name}.f32").write_bytes(bytes(tensor.contiguous().untyped_storage()))
+
+    # An activation that the planned CPU engine does not know.
+    other = seeded_model()
+    for module in other.modules():
+        if hasattr(module, "relu"):
+            module.relu = torch.nn.SiLU()
+    export_model(
+        other, folder / "silu.pt", spec=spec, labels=[str(i) for i in range(CLASSES)], license="none"
+    )
+
+    with_metadata(tiny, folder / "format_9.pt", changed(format=9))
+    with_metadata(tiny, folder / "few_labels.pt", changed(labels=["one"]))
+    with_metadata(tiny, folder / "wrong_golden.pt", wrong_golden)
+    with_metadata(tiny, folder / "bad_json.pt", lambda _: '{"format": 1,')
+    with_metadata(tiny, folder / "no_json.pt", lambda _: None)
+    torch.save(model.state_dict(), folder / "weights.pth")
+    (folder / "truncated.pt").write_bytes(tiny.read_bytes()[:100_000])
+    (folder / "empty.pt").touch()
+    metadata = json.dumps(read_metadata(tiny))
+    torch.jit.script(model).save(str(folder / "unfrozen.pt"), _extra_files={"swsl.json": metadata})
+
+
+main(Path(sys.argv[1]))

@@ -1,0 +1,127 @@
+#include <swsl/engine.h>
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <thread>
+
+#include <ATen/Parallel.h>
+#include <torch/script.h>
+
+#include "check.h"
+#include "test_data.h"
+
+using swsl::make_engine;
+
+namespace {
+
+const swsl::FrozenModel& model() {
+  static const auto loaded = swsl::FrozenModel::load(data("tiny.pt"));
+  return loaded;
+}
+
+at::Tensor batch(std::int64_t count, std::int64_t height = 64, std::int64_t width = 64) {
+  return swsl::golden_input({count, 3, height, width}) / 2;
+}
+
+at::Tensor expected(const char* method, const at::Tensor& input) {
+  const c10::InferenceMode inference;
+  return model().module().get_method(method)({input}).toTensor();
+}
+
+}  // namespace
+
+TEST(any_batch_and_size_gives_the_modules_own_answers) {
+  const auto engine = make_engine(model(), {.max_batch = 4});
+  for (const int count : {1, 2, 3, 4, 5, 7, 8, 13}) {
+    const auto input = batch(count);
+    CHECK(swsl::relative_error(engine->forward(input), expected("forward", input)) <= 1e-5);
+    CHECK(swsl::relative_error(engine->embed(input), expected("embed", input)) <= 1e-5);
+  }
+  const auto wide = batch(2, 96, 130);
+  CHECK(swsl::relative_error(engine->forward(wide), expected("forward", wide)) <= 1e-5);
+}
+
+TEST(an_empty_batch_gives_no_rows) {
+  const auto engine = make_engine(model());
+  CHECK(engine->forward(batch(0)).sizes() == at::IntArrayRef({0, 10}));
+  CHECK(engine->embed(batch(0)).sizes() == at::IntArrayRef({0, 2048}));
+}
+
+TEST(views_and_other_dtypes_are_taken) {
+  const auto engine = make_engine(model());
+  const auto input = batch(3);
+  const auto logits = engine->forward(input);
+  const auto channels_last = input.contiguous(at::MemoryFormat::ChannelsLast);
+  CHECK(swsl::relative_error(engine->forward(channels_last), logits) <= 1e-6);
+  CHECK(swsl::relative_error(engine->forward(input.to(at::kDouble)), logits) <= 1e-6);
+  CHECK(swsl::relative_error(engine->forward(batch(6).slice(0, 0, 3)), logits) <= 1e-6);
+}
+
+TEST(results_can_be_used_in_autograd) {
+  const auto logits = make_engine(model())->forward(batch(2));
+  CHECK(!logits.is_inference());
+  auto weight = at::ones({10, 1}).requires_grad_();
+  logits.matmul(weight).sum().backward();
+  CHECK(at::equal(weight.grad().flatten(), logits.sum(0)) || at::allclose(weight.grad().flatten(), logits.sum(0)));
+}
+
+TEST(each_dtype_keeps_its_tolerance) {
+  const auto input = batch(5);
+  for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    const auto engine = make_engine(model(), {.dtype = dtype});
+    const auto logits = engine->forward(input);
+    CHECK(logits.scalar_type() == at::kFloat);
+    const double tolerance = model().metadata().golden.tolerances.at(swsl::dtype_name(dtype));
+    CHECK(swsl::relative_error(logits, expected("forward", input)) <= tolerance);
+    CHECK_EQ(engine->info().dtype, swsl::dtype_name(dtype));
+    CHECK(engine->info().golden.passed() && !engine->info().reason.empty());
+  }
+}
+
+TEST(faulty_arguments_are_named) {
+  const auto engine = make_engine(model());
+  CHECK_THROWS(std::invalid_argument, "batch: expected a floating-point tensor N×3×height×width, got Float 3 64 64",
+               engine->forward(batch(1)[0]));
+  CHECK_THROWS(std::invalid_argument, "got Byte", engine->forward(batch(1).to(at::kByte)));
+  CHECK_THROWS(std::invalid_argument, "threads: expected 0 or more, got -1", make_engine(model(), {.threads = -1}));
+  CHECK_THROWS(std::invalid_argument, "max_batch: expected 1 or more, got 0", make_engine(model(), {.max_batch = 0}));
+  CHECK_THROWS(std::invalid_argument, "dtype: expected float32, bfloat16 or float16, got Int", make_engine(model(), {.dtype = at::kInt}));
+  CHECK_THROWS(std::invalid_argument, "got \"int8\"", swsl::parse_dtype("int8"));
+  for (const char* name : {"", "gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:1x", "cpu:0"})
+    CHECK_THROWS(std::invalid_argument, "device: expected \"cpu\", \"cuda\", \"cuda:N\" or \"auto\"", swsl::parse_device(name));
+  CHECK_THROWS(std::invalid_argument, "device: \"cuda:99\" is not here", swsl::parse_device("cuda:99"));
+}
+
+TEST(a_module_that_fails_its_golden_check_is_refused) {
+  const auto wrong = swsl::FrozenModel::load(data("wrong_golden.pt"));
+  CHECK_THROWS(swsl::ModelError, "wrong_golden.pt: golden check failed in float32 on cpu", make_engine(wrong));
+}
+
+TEST(threads_are_the_engines_own) {
+  const int before = at::get_num_threads();
+  const auto engine = make_engine(model(), {.threads = before + 1});
+  CHECK_EQ(engine->info().threads, before + 1);
+  engine->forward(batch(2));
+  CHECK_EQ(at::get_num_threads(), before);
+  int elsewhere = 0;
+  std::thread([&] { elsewhere = at::get_num_threads(); }).join();
+  CHECK_EQ(elsewhere, before);
+}
+
+TEST(a_forked_process_is_told_to_make_its_own) {
+  const auto engine = make_engine(model());
+  const auto child = fork();
+  if (child == 0) {
+    int code = 1;
+    try {
+      engine->forward(batch(1));
+    } catch (const std::runtime_error& error) {
+      code = std::string(error.what()).find("before the process forked") == std::string::npos ? 2 : 0;
+    }
+    _exit(code);
+  }
+  int status = -1;
+  CHECK_EQ(waitpid(child, &status, 0), child);
+  CHECK_EQ(status, 0);
+}

@@ -1,0 +1,69 @@
+#include <swsl/frozen_model.h>
+
+#include <torch/script.h>
+
+#include "check.h"
+#include "test_data.h"
+
+using swsl::FrozenModel;
+using swsl::ModelError;
+
+TEST(metadata_are_what_the_exporter_wrote) {
+  const auto model = FrozenModel::load(data("tiny.pt"));
+  const auto& m = model.metadata();
+  CHECK_EQ(m.format, 1);
+  CHECK(!m.variant);
+  CHECK_EQ(m.labels.size(), 10u);
+  CHECK_EQ(m.labels[9], "a, \"quoted\" é");
+  CHECK_EQ(m.license.value(), "none");
+  CHECK(!m.weights_sha256);
+  CHECK(m.architecture.layers == std::vector<std::int64_t>(4, 1));
+  CHECK_EQ(m.architecture.groups, 4);
+  CHECK_EQ(m.architecture.num_classes, 10);
+  CHECK_EQ(m.preprocess.height, 64);
+  CHECK_EQ(m.preprocess.crop_pct, 0.875);
+  CHECK_EQ(m.preprocess.mean[0], 0.485);
+  CHECK_EQ(m.preprocess.std[2], 0.225);
+  CHECK(m.preprocess.interpolation == swsl::Interpolation::bilinear);
+  CHECK_EQ(m.golden.tolerances.at("float32"), 1e-5);
+  CHECK_EQ(FrozenModel::read_metadata(data("tiny.pt")).json, m.json);
+}
+
+TEST(every_kind_of_wrong_file_is_named_with_what_it_is) {
+  const auto load = [](const char* name) { return FrozenModel::load(data(name)); };
+  CHECK_THROWS(ModelError, "nothing.pt: no such file", load("nothing.pt"));
+  CHECK_THROWS(ModelError, "is a directory", load("."));
+  CHECK_THROWS(ModelError, "empty.pt: not a TorchScript archive", load("empty.pt"));
+  CHECK_THROWS(ModelError, "photo.jpg: not a TorchScript archive", load("photo.jpg"));
+  CHECK_THROWS(ModelError, "truncated.pt: damaged or incomplete archive", load("truncated.pt"));
+  CHECK_THROWS(ModelError, "weights have to be exported first", load("weights.pth"));
+  CHECK_THROWS(ModelError, "a TorchScript module without swsl.json", load("no_json.pt"));
+  CHECK_THROWS(ModelError, "bad_json.pt: swsl.json inside it: JSON: expected a key in quotes at offset 13", load("bad_json.pt"));
+  CHECK_THROWS(ModelError, "format 9, this version of swsl knows format 1 only; update swsl", load("format_9.pt"));
+  CHECK_THROWS(ModelError, "labels: expected 10 (architecture.num_classes), found 1", load("few_labels.pt"));
+  CHECK_THROWS(ModelError, "unfrozen.pt: ", load("unfrozen.pt"));
+}
+
+TEST(golden_input_is_the_formula) {
+  const auto tensor = swsl::golden_input({1, 3, 2, 2}).flatten();
+  for (std::int64_t i = 0; i < 12; ++i)
+    CHECK_EQ(tensor[i].item<float>(), (static_cast<float>((static_cast<std::uint64_t>(i) * 2654435761u & 0xffffffffu) >> 24) - 128) / 64);
+}
+
+TEST(golden_check_tells_right_from_wrong) {
+  const auto model = FrozenModel::load(data("tiny.pt"));
+  auto module = model.module();
+  const auto right = [&](const at::Tensor& batch) { return module.forward({batch}).toTensor(); };
+  CHECK(model.check_golden(right, at::kFloat).passed());
+  const auto wrong = [&](const at::Tensor& batch) { return right(batch) * 1.001; };
+  CHECK(!model.check_golden(wrong, at::kFloat).passed());
+  CHECK(model.check_golden(wrong, at::kBFloat16).passed());
+  CHECK(!model.check_golden([](const at::Tensor&) { return at::zeros({1, 3}); }, at::kFloat).passed());
+  CHECK(!model.check_golden([](const at::Tensor&) { return at::full({1, 10}, NAN); }, at::kBFloat16).passed());
+}
+
+TEST(relative_error_is_of_the_largest_magnitude) {
+  CHECK_EQ(swsl::relative_error(at::tensor({1.0, -4.0, 2.5}), at::tensor({1.0, -4.0, 2.0})), 0.125);
+  CHECK(std::isinf(swsl::relative_error(at::tensor({1.0}), at::tensor({1.0, 2.0}))));
+  CHECK(std::isinf(swsl::relative_error(at::tensor({NAN}), at::tensor({1.0}))));
+}

@@ -1,0 +1,155 @@
+#include <swsl/runner.h>
+
+#include <cmath>
+#include <cstdio>
+#include <thread>
+
+#include <swsl/image.h>
+
+#include "check.h"
+#include "test_data.h"
+
+using swsl::ImageSource;
+using swsl::Runner;
+
+namespace {
+
+const Runner& runner() {
+  static const Runner made(data("tiny.pt"));
+  return made;
+}
+
+std::vector<ImageSource> photos(std::size_t count) { return {count, data("photo.jpg")}; }
+
+}  // namespace
+
+TEST(a_photograph_gives_what_eager_python_gives) {
+  const auto images = photos(1);
+  CHECK(at::equal(runner().preprocess(images).rows, floats("input.f32", {1, 3, 64, 64})));
+  CHECK(swsl::relative_error(runner().logits(images).rows, floats("logits.f32", {1, 10})) <= 1e-5);
+  CHECK(swsl::relative_error(runner().embed(images).rows, floats("features.f32", {1, 2048})) <= 1e-5);
+  CHECK(swsl::relative_error(runner().forward(floats("input.f32", {1, 3, 64, 64})), floats("logits.f32", {1, 10})) <= 1e-5);
+}
+
+TEST(predictions_are_the_softmax_in_order) {
+  const auto logits = floats("logits.f32", {10});
+  const auto [values, order] = logits.softmax(0).sort(0, /*descending=*/true);
+  const auto predictions = runner().classify_file(data("photo.jpg"), 3);
+  CHECK_EQ(predictions.size(), 3u);
+  for (int i = 0; i < 3; ++i) {
+    CHECK_EQ(predictions[i].index, order[i].item<std::int64_t>());
+    CHECK_EQ(predictions[i].label, runner().metadata().labels[predictions[i].index]);
+    CHECK(std::abs(predictions[i].probability - values[i].item<float>()) < 1e-5);
+  }
+  CHECK_EQ(runner().classify_file(data("photo.jpg"), 99).size(), 10u);
+  CHECK_THROWS(std::invalid_argument, "top_k: expected 1 or more, got 0", runner().classify(photos(1), 0));
+  CHECK_THROWS(std::invalid_argument, "logits_row: expected 10 logits", runner().predictions(at::zeros({3})));
+  CHECK_THROWS(std::runtime_error, "not all finite", runner().predictions(at::full({10}, NAN)));
+}
+
+TEST(equal_logits_are_ordered_by_class) {
+  const auto tied = runner().predictions(at::zeros({10}), 10);
+  for (std::size_t i = 0; i < tied.size(); ++i) CHECK_EQ(tied[i].index, static_cast<std::int64_t>(i));
+}
+
+TEST(files_bytes_and_pixels_are_the_same_image) {
+  const std::string bytes = contents(data("photo.jpg"));
+  const auto image = swsl::read_image(data("photo.jpg"));
+  const std::vector<ImageSource> sources = {data("photo.jpg"), swsl::EncodedImage{bytes.data(), bytes.size()}, image.view()};
+  const auto rows = runner().preprocess(sources).rows;
+  CHECK(at::equal(rows[0], rows[1]) && at::equal(rows[0], rows[2]));
+}
+
+TEST(one_bad_image_is_one_error) {
+  const std::string bytes = contents(data("photo.jpg")).substr(0, 5000);
+  std::vector<ImageSource> images = photos(20);
+  images[3] = data("nothing.jpg");
+  images[17] = swsl::EncodedImage{bytes.data(), bytes.size(), "cut.jpg"};
+  images[18] = swsl::ImageView{};
+  const auto results = runner().classify(images, 2);
+  const auto batch = runner().logits(images);
+  for (std::size_t i = 0; i < images.size(); ++i) {
+    const bool bad = i == 3 || i == 17 || i == 18;
+    CHECK_EQ(results[i].ok(), !bad);
+    CHECK_EQ(results[i].predictions.size(), bad ? 0u : 2u);
+    CHECK_EQ(batch.errors[i], results[i].error);
+    CHECK_EQ(batch.rows[static_cast<std::int64_t>(i)].isnan().all().item<bool>(), bad);
+  }
+  CHECK(results[3].error.find("nothing.jpg: ") == 0 || results[3].error.find("/nothing.jpg: ") != std::string::npos);
+  CHECK(results[17].error.find("cut.jpg: truncated") == 0);
+  CHECK(swsl::relative_error(batch.rows[19], batch.rows[0]) <= 1e-5);
+  CHECK_THROWS(swsl::ImageError, "nothing.jpg", runner().classify_file(data("nothing.jpg")));
+  CHECK(!runner().classify(std::span(images).subspan(17, 2)).front().ok());  // nothing left for the engine
+}
+
+TEST(no_images_give_no_rows) {
+  CHECK(runner().classify({}).empty());
+  CHECK(runner().logits({}).rows.sizes() == at::IntArrayRef({0, 10}));
+  CHECK(runner().embed({}).rows.sizes() == at::IntArrayRef({0, 2048}));
+  CHECK(runner().preprocess({}).rows.sizes() == at::IntArrayRef({0, 3, 64, 64}));
+}
+
+TEST(options_are_obeyed_or_refused) {
+  const Runner small(data("tiny.pt"), {.dtype = "bfloat16", .threads = 1, .batch_size = 3});
+  CHECK_EQ(small.info().dtype, "bfloat16");
+  CHECK_EQ(small.info().threads, 1);
+  CHECK_EQ(small.batch_size(), 3);
+  CHECK(swsl::relative_error(small.logits(photos(7)).rows, floats("logits.f32", {1, 10}).expand({7, 10})) <= 1e-2);
+  CHECK_THROWS(std::invalid_argument, "threads: expected 0 or more, got -2", Runner(data("tiny.pt"), {.threads = -2}));
+  CHECK_THROWS(std::invalid_argument, "batch_size: expected 0 or more, got -1", Runner(data("tiny.pt"), {.batch_size = -1}));
+  CHECK_THROWS(std::invalid_argument, "got \"int8\"", Runner(data("tiny.pt"), {.dtype = "int8"}));
+  CHECK_THROWS(std::invalid_argument, "got \"tpu\"", Runner(data("tiny.pt"), {.device = "tpu"}));
+  CHECK_THROWS(swsl::ModelError, "nothing.pt: no such file", Runner(data("nothing.pt")));
+}
+
+TEST(eight_threads_get_what_one_gets) {
+  const Runner shared(data("tiny.pt"), {.threads = 2, .batch_size = 4});
+  std::vector<ImageSource> images = photos(6);
+  images[2] = data("nothing.jpg");
+  const auto alone = shared.logits(images);
+  std::atomic<int> wrong = 0;
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 8; ++i)
+    threads.emplace_back([&] {
+      for (int round = 0; round < 5; ++round) {
+        const auto batch = shared.logits(images);
+        wrong += !at::equal(batch.rows.nan_to_num(), alone.rows.nan_to_num()) || batch.errors != alone.errors;
+      }
+    });
+  for (auto& thread : threads) thread.join();
+  CHECK_EQ(wrong.load(), 0);
+}
+
+TEST(a_moved_runner_works) {
+  Runner first(data("tiny.pt"));
+  Runner second(std::move(first));
+  CHECK_EQ(second.classify_file(data("photo.jpg")).size(), 5u);
+}
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // which keep freed memory on purpose
+static long resident_kilobytes() {
+  long pages = 0;
+  if (std::FILE* file = std::fopen("/proc/self/statm", "r")) {
+    if (std::fscanf(file, "%*d %ld", &pages) != 1) pages = 0;
+    std::fclose(file);
+  }
+  return pages * 4;
+}
+
+TEST(memory_is_flat_over_2000_calls_of_mixed_sizes) {
+  const auto calls = [](int count) {
+    for (int i = 0; i < count; ++i) {
+      const int size = (i * 7 + i / 13) % 19;
+      if (i % 2)
+        runner().forward(at::zeros({size, 3, 64, 64}));
+      else
+        runner().classify(photos(size % 5), 5);
+    }
+  };
+  calls(200);  // all sizes seen: what is kept per size is kept
+  const long before = resident_kilobytes();
+  calls(2000);
+  const long grown = resident_kilobytes() - before;
+  if (grown > 8 * 1024) check::fail(__FILE__, __LINE__, "grown by ", grown, " kB, expected at most 8192");
+}
+#endif

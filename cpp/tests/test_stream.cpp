@@ -1,0 +1,212 @@
+#include <swsl/stream.h>
+
+#include <atomic>
+#include <thread>
+
+#include "pipeline.h"
+#include "runner_state.h"
+
+#include "check.h"
+#include "test_data.h"
+
+using swsl::ImageSource;
+using swsl::Pipeline;
+using swsl::PipelineOptions;
+using swsl::Runner;
+using swsl::Stream;
+
+namespace {
+
+const Runner& runner() {
+  static const Runner made(data("tiny.pt"), {.batch_size = 4});
+  return made;
+}
+
+// Images that are their own numbers; those divisible by `bad` fail.
+PipelineOptions numbers(int batch_size, int workers, int bad = 1 << 30) {
+  PipelineOptions options;
+  options.image_shape = {2};
+  options.batch_size = batch_size;
+  options.workers = workers;
+  options.prepare = [bad](const ImageSource& image, float* output) -> std::string {
+    const int number = std::stoi(std::get<std::string>(image));
+    if (number % bad == 0) return "bad " + std::to_string(number);
+    if (number % 7 == 3) std::this_thread::sleep_for(std::chrono::microseconds(200));  // so that they finish out of order
+    output[0] = output[1] = static_cast<float>(number);
+    return "";
+  };
+  options.compute = [](const at::Tensor& batch) { return batch * 2; };
+  return options;
+}
+
+void check_number(const Pipeline::Item& item, int number, int bad) {
+  CHECK_EQ(std::get<std::string>(item.image), std::to_string(number));
+  if (number % bad == 0)
+    CHECK_EQ(item.error, "bad " + std::to_string(number));
+  else
+    CHECK(item.error.empty() && item.row[1].item<float>() == 2.0f * static_cast<float>(number));
+}
+
+// Takes what `pop` throws or returns until the end.
+int drain(Pipeline& pipeline) {
+  int count = 0;
+  while (pipeline.pop()) ++count;
+  return count;
+}
+
+}  // namespace
+
+TEST(results_are_in_order_whatever_the_sizes) {
+  for (const int batch_size : {1, 4, 7})
+    for (const int workers : {1, 2, 5})
+      for (const int count : {0, 1, 7, 8, 150}) {
+        Pipeline pipeline(numbers(batch_size, workers, 5));
+        std::thread pusher([&] {
+          for (int i = 1; i <= count; ++i) pipeline.push(std::to_string(i));
+          pipeline.finish();
+        });
+        for (int i = 1; i <= count; ++i) check_number(pipeline.pop().value(), i, 5);
+        CHECK(!pipeline.pop() && !pipeline.pop());
+        pusher.join();
+      }
+}
+
+TEST(one_thread_can_do_both) {
+  Pipeline pipeline(numbers(4, 2));
+  int popped = 0;
+  for (int i = 1; i <= 100; ++i) {
+    if (pipeline.under_way() == pipeline.capacity()) check_number(pipeline.pop().value(), ++popped, 1 << 30);
+    pipeline.push(std::to_string(i));
+    CHECK(pipeline.under_way() <= pipeline.capacity());
+  }
+  pipeline.finish();
+  CHECK_EQ(drain(pipeline) + popped, 100);
+  CHECK_THROWS(std::invalid_argument, "finish", pipeline.push("1"));
+}
+
+TEST(push_waits_while_capacity_images_are_under_way) {
+  Pipeline pipeline(numbers(4, 2));
+  std::atomic<int> pushed = 0;
+  std::thread pusher([&] {
+    for (int i = 1; i <= 40; ++i) pipeline.push(std::to_string(i)), ++pushed;
+    pipeline.finish();
+  });
+  const int capacity = static_cast<int>(pipeline.capacity());
+  for (int popped = 0; popped < 40; ++popped) {
+    CHECK(pipeline.wait_for(std::chrono::minutes(1)));
+    CHECK(pushed <= popped + capacity);
+    CHECK(pipeline.pop().has_value());
+  }
+  pusher.join();
+}
+
+TEST(only_good_images_are_computed_and_only_full_batches_before_the_end) {
+  std::vector<std::int64_t> sizes;
+  auto options = numbers(4, 3, 3);
+  options.compute = [&](const at::Tensor& batch) {
+    sizes.push_back(batch.size(0));
+    return batch;
+  };
+  Pipeline pipeline(options);
+  for (const char* image : {"1", "2", "3", "4", "6", "9", "12", "15", "7"}) pipeline.push(image);
+  pipeline.finish();
+  CHECK_EQ(drain(pipeline), 9);
+  CHECK(sizes == (std::vector<std::int64_t>{3, 1}));  // a batch of failures is not computed at all
+}
+
+TEST(a_failed_engine_throws_after_the_results_before_it) {
+  auto options = numbers(2, 2);
+  options.compute = [calls = 0](const at::Tensor& batch) mutable {
+    if (++calls == 3) throw std::runtime_error("out of memory");
+    return batch;
+  };
+  Pipeline pipeline(options);
+  for (int i = 1; i <= 6; ++i) pipeline.push(std::to_string(i));
+  for (int i = 1; i <= 4; ++i) CHECK(pipeline.pop().has_value());
+  CHECK_THROWS(std::runtime_error, "out of memory", pipeline.pop());
+  CHECK(pipeline.wait_for(std::chrono::milliseconds(0)));
+  CHECK_THROWS(std::runtime_error, "out of memory", pipeline.pop());
+  for (int i = 0; i < 4; ++i) pipeline.push("1");
+  CHECK_THROWS(std::runtime_error, "out of memory", pipeline.push("1"));  // instead of waiting for ever
+}
+
+TEST(a_failed_worker_throws) {
+  auto options = numbers(2, 2);
+  options.prepare = [](const ImageSource&, float*) -> std::string { throw std::bad_alloc(); };
+  Pipeline pipeline(options);
+  pipeline.push("1");
+  CHECK_THROWS(std::bad_alloc, "bad_alloc", pipeline.pop());
+}
+
+TEST(destruction_stops_at_any_moment) {
+  for (int round = 0; round < 200; ++round) {
+    std::atomic<int> running = 0;
+    {
+      auto options = numbers(3, 3);
+      options.prepare = [&, inner = options.prepare](const ImageSource& image, float* output) {
+        ++running;
+        auto error = inner(image, output);
+        --running;
+        return error;
+      };
+      Pipeline pipeline(options);
+      const int pushes = round % (static_cast<int>(pipeline.capacity()) + 1);
+      for (int i = 1; i <= pushes; ++i) pipeline.push(std::to_string(i));
+      if (round % 3 == 0) pipeline.finish();
+      if (pushes >= 3 && round % 2) CHECK(pipeline.pop().has_value());
+    }
+    CHECK_EQ(running.load(), 0);
+  }
+}
+
+TEST(a_stream_gives_what_the_runner_gives) {
+  const std::string bytes = contents(data("photo.jpg"));
+  const auto image = swsl::read_image(data("photo.jpg"));
+  std::vector<ImageSource> images(10, data("photo.jpg"));
+  images[2] = data("nothing.jpg");
+  images[5] = swsl::EncodedImage{bytes.data(), bytes.size()};
+  images[6] = image.view();
+  images[7] = swsl::EncodedImage{bytes.data(), 3000, "cut.jpg"};
+  const auto expected = runner().classify(images, 3);
+  const auto logits = runner().logits(images).rows, features = runner().embed(images).rows;
+  for (const auto output : {swsl::Output::predictions, swsl::Output::logits, swsl::Output::embedding}) {
+    Stream stream(runner(), {.batch_size = 3, .workers = 2, .top_k = 3, .output = output});
+    CHECK_EQ(stream.capacity(), 9u);
+    std::thread pusher([&] {
+      for (const auto& source : images) stream.push(source);
+      stream.finish();
+    });
+    for (std::size_t i = 0; i < images.size(); ++i) {
+      const auto result = stream.pop().value();
+      CHECK_EQ(result.error, expected[i].error);
+      if (output != swsl::Output::predictions) {
+        CHECK_EQ(result.row.defined(), result.ok());
+        const auto& rows = output == swsl::Output::logits ? logits : features;
+        if (result.ok()) CHECK(swsl::relative_error(result.row, rows[static_cast<std::int64_t>(i)]) <= 1e-5);
+        continue;
+      }
+      CHECK_EQ(result.predictions.size(), expected[i].predictions.size());
+      for (std::size_t k = 0; k < result.predictions.size(); ++k)
+        CHECK_EQ(result.predictions[k].label, expected[i].predictions[k].label);
+    }
+    CHECK(!stream.pop());
+    pusher.join();
+  }
+}
+
+TEST(a_stream_may_outlive_its_runner) {
+  std::unique_ptr<Stream> stream;
+  {
+    const Runner shortlived(data("tiny.pt"), {.batch_size = 2});
+    stream = std::make_unique<Stream>(shortlived);
+  }
+  stream->push(data("photo.jpg"));
+  stream->finish();
+  CHECK_EQ(stream->pop().value().predictions.size(), 5u);
+}
+
+TEST(options_are_checked) {
+  CHECK_THROWS(std::invalid_argument, "batch_size: expected 0 or more, got -1", Stream(runner(), {.batch_size = -1}));
+  CHECK_THROWS(std::invalid_argument, "workers: expected 0 or more, got -1", Stream(runner(), {.workers = -1}));
+  CHECK_THROWS(std::invalid_argument, "top_k: expected 1 or more, got 0", Stream(runner(), {.top_k = 0}));
+}

@@ -1,0 +1,56 @@
+"""SWSL ResNeXt ImageNet models: as PyTorch modules, as frozen TorchScript, and in a compiled C++ runner."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .image import ImageError, load_image
+from .preprocess import PreprocessSpec, preprocess, preprocess_batch
+from .resnext import ResNeXt
+from .variants import VARIANTS, Variant, create_model
+from .version import __version__
+from .weights import WeightsError
+
+if TYPE_CHECKING:
+    from .eager import EagerRunner
+    from .export import ModelError, export_model
+    from .labels import LABELS
+    from .runner import Runner, cmake_prefix_path
+
+_LAZY = {
+    "LABELS": "labels",
+    "EagerRunner": "eager",
+    "ModelError": "export",
+    "export_model": "export",
+    "Runner": "runner",
+    "cmake_prefix_path": "runner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What most programs do without is imported on its first use."""
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = [
+    "LABELS",
+    "VARIANTS",
+    "EagerRunner",
+    "ImageError",
+    "ModelError",
+    "PreprocessSpec",
+    "ResNeXt",
+    "Runner",
+    "Variant",
+    "WeightsError",
+    "__version__",
+    "cmake_prefix_path",
+    "create_model",
+    "export_model",
+    "load_image",
+    "preprocess",
+    "preprocess_batch",
+]

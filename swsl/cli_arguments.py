@@ -1,0 +1,39 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+
+DEFAULT_MODEL = "swsl_resnext50_32x4d"
+
+
+def add_model(command: argparse._ActionsContainer, *, runner: bool = True) -> None:
+    """The arguments that name a model, and a frozen module in its place where ``runner`` says so."""
+    command.add_argument(
+        "--model", type=variant_name, default=DEFAULT_MODEL, metavar="NAME", help=f"default {DEFAULT_MODEL}"
+    )
+    command.add_argument(
+        "--weights", metavar="FILE",
+        help="path or URL of other weights: .pth, .pt or .safetensors; a training run's best.pth brings its own model",
+    )  # fmt: skip
+    if runner:
+        command.add_argument(
+            "--runner", metavar="FILE", help="a frozen module to run instead, as `swsl export` writes"
+        )
+
+
+def variant_name(name: str) -> str:
+    """An argument's type: the name of a variant."""
+    from .variants import find_variant
+
+    try:
+        return find_variant(name).name
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def positive(text: str) -> int:
+    """An argument's type: a whole number of 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, got {text!r}")
+    return int(text)

@@ -1,0 +1,278 @@
+"""The commands that turn images into answers: classify, embed and demo."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .cli_arguments import add_model, positive
+
+if TYPE_CHECKING:
+    from .bulk import BulkOutput
+    from .eager import EagerRunner
+    from .prediction import Result
+    from .runner import Runner
+
+DEMO_PHOTO = Path(__file__).with_name("chelsea.jpg")
+
+_A_HANDFUL = 5  # of images go without a progress line
+
+
+def add_commands(commands: Any) -> None:
+    command = commands.add_parser("classify", help="the most probable classes of images")
+    _add_images(command)
+    command.add_argument(
+        "--top-k", type=positive, default=5, metavar="K", help="classes for each image (default 5)"
+    )
+    command.add_argument(
+        "--format", choices=("table", "json", "csv"), default="table",
+        help="of what is printed; json is one object a line (default table)",
+    )  # fmt: skip
+    command.add_argument(
+        "-o", "--output", metavar="FILE", help="a .csv, .jsonl or .parquet file to write instead"
+    )
+    _add_resume(command)
+    command.set_defaults(run=_classify)
+
+    command = commands.add_parser("embed", help="the pooled features of images, 2048 numbers each")
+    _add_images(command)
+    command.add_argument(
+        "-o", "--output", required=True, metavar="FILE",
+        help="a .npy file (with FILE.paths.csv beside it) or a .parquet file to write",
+    )  # fmt: skip
+    _add_resume(command)
+    command.set_defaults(run=_embed)
+
+    command = commands.add_parser(
+        "demo", help="the whole chain on a bundled photograph, with timings and a picture"
+    )
+    add_model(command)
+    command.add_argument(
+        "-o", "--output", default="swsl-demo.png", metavar="FILE", help="default swsl-demo.png"
+    )
+    command.set_defaults(run=_demo)
+
+
+def _add_images(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "images", nargs="+", metavar="PATH|DIR|URL|-",
+        help="image files, folders (searched recursively), URLs, or - for one path or URL a line on stdin",
+    )  # fmt: skip
+    add_model(command)
+    command.add_argument(
+        "--batch-size", type=positive, default=16, metavar="N", help="images run at once (default 16)"
+    )
+    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
+
+
+def _add_resume(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--resume", action="store_true", help="go on with the FILE.partial that an interrupted run has left"
+    )
+
+
+def open_runner(arguments: argparse.Namespace, **options: Any) -> Runner | EagerRunner:
+    """The compiled runner where it is built, eager PyTorch where it is not, which is then said."""
+    from .runner import Runner, build_info
+
+    if arguments.runner:
+        return Runner(arguments.runner, **options)
+    built = build_info()
+    if built["compiled"]:
+        from .export import cached_export
+
+        return Runner(cached_export(arguments.model, arguments.weights), **options)
+    from .checkpoint import load_model
+    from .eager import EagerRunner
+
+    print(f"swsl: {built['reason'].splitlines()[0]}; using eager PyTorch", file=sys.stderr)
+    loaded = load_model(arguments.model, arguments.weights)
+    return EagerRunner(loaded.model, spec=loaded.spec, labels=loaded.labels, **options)
+
+
+def _classify(arguments: argparse.Namespace) -> int:
+    from .output import csv_header, csv_row, json_row, table_row
+    from .sources import find_images
+
+    suffix, top_k = Path(arguments.output or "").suffix.lower(), arguments.top_k
+    if arguments.output and suffix not in (".csv", ".jsonl", ".parquet"):
+        raise argparse.ArgumentError(
+            None, f"-o: expected a name ending in .csv, .jsonl or .parquet, got {arguments.output!r}"
+        )
+    if arguments.resume and not arguments.output:
+        raise argparse.ArgumentError(None, "--resume: needs the -o FILE of the run to go on with")
+    if _is_complete(arguments):
+        return 0
+    runner = open_runner(arguments, device=arguments.device, batch_size=arguments.batch_size)
+    if arguments.output:
+        from .bulk import CsvOutput, JsonOutput, ParquetOutput
+
+        target, resume = Path(arguments.output), arguments.resume
+        if suffix == ".csv":
+            bulk: BulkOutput = CsvOutput(target, resume=resume, top_k=top_k)
+        else:
+            bulk = (JsonOutput if suffix == ".jsonl" else ParquetOutput)(target, resume=resume)
+        return _fill(bulk, runner, arguments, top_k=top_k)
+
+    rows: dict[str, Callable[[Result], str]] = {
+        "table": table_row, "json": json_row, "csv": lambda result: csv_row(result, top_k),
+    }  # fmt: skip
+    row = rows[arguments.format]
+    if arguments.format == "csv":
+        sys.stdout.write(csv_header(top_k))
+    failed = 0
+    stream = runner.stream(find_images(arguments.images), top_k=top_k)
+    for result in _reported(stream, arguments, enabled=not sys.stdout.isatty()):
+        failed += result.error is not None
+        sys.stdout.write(row(result))
+    return 1 if failed else 0
+
+
+def _embed(arguments: argparse.Namespace) -> int:
+    from .bulk import NpyOutput, ParquetOutput
+
+    target = Path(arguments.output)
+    if target.suffix.lower() not in (".npy", ".parquet"):
+        raise argparse.ArgumentError(
+            None, f"-o: expected a name ending in .npy or .parquet, got {arguments.output!r}"
+        )
+    if _is_complete(arguments):
+        return 0
+    runner = open_runner(arguments, device=arguments.device, batch_size=arguments.batch_size)
+    features = runner.embed([]).shape[1]
+    kind = NpyOutput if target.suffix.lower() == ".npy" else ParquetOutput
+    return _fill(
+        kind(target, resume=arguments.resume, features=features), runner, arguments, output="embedding"
+    )
+
+
+def _is_complete(arguments: argparse.Namespace) -> bool:
+    if (
+        not arguments.resume
+        or not os.path.exists(arguments.output)
+        or os.path.exists(arguments.output + ".partial")
+    ):
+        return False
+    print(f"swsl: {arguments.output} is complete", file=sys.stderr)
+    return True
+
+
+def _fill(
+    bulk: BulkOutput, runner: Runner | EagerRunner, arguments: argparse.Namespace, **options: Any
+) -> int:
+    """Everything into the output, a batch of rows at a time."""
+    from .sources import find_images
+
+    failed = 0
+    try:
+        with bulk:
+            if bulk.rows:
+                print(f"swsl: {bulk.rows} rows are in {bulk.partial}, going on", file=sys.stderr)
+            waiting: list[Result] = []
+            remaining = bulk.remaining(find_images(arguments.images))
+            with contextlib.closing(runner.stream(remaining, **options)) as stream:
+                try:
+                    for result in _reported(stream, arguments, enabled=True, done=bulk.rows):
+                        failed += result.error is not None
+                        waiting.append(result)
+                        if len(waiting) >= arguments.batch_size:
+                            bulk.write(waiting)
+                            waiting = []
+                finally:  # interrupted or not, what is computed is kept
+                    if waiting:
+                        bulk.write(waiting)
+    except KeyboardInterrupt:
+        print(f"swsl: {bulk.rows} rows are in {bulk.partial}; go on with --resume", file=sys.stderr)
+        raise
+    return 1 if failed else 0
+
+
+def _reported(
+    results: Iterable[Result], arguments: argparse.Namespace, *, enabled: bool, done: int = 0
+) -> Iterator[Result]:
+    """The results, with a progress line and a line for each error on stderr."""
+    from .progress import Progress
+    from .sources import find_images
+
+    total = None
+    if enabled and sys.stderr.isatty() and "-" not in arguments.images:
+        total = sum(1 for _ in find_images(arguments.images)) - done
+    with Progress("images", total, enabled=enabled and (total is None or total > _A_HANDFUL)) as progress:
+        for result in results:
+            if result.error:
+                progress.message(f"swsl: error: {result.error}")
+            progress.advance(errors=result.error is not None)
+            yield result
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from .image import load_image
+    from .output import replacing
+    from .picture import draw_prediction
+    from .prediction import top_predictions
+    from .runner import Runner, decode_image
+    from .weights import WeightsError
+
+    note = arguments.runner or arguments.model
+    try:
+        runner = open_runner(arguments)
+    except WeightsError as error:
+        if arguments.weights:
+            raise
+        note = "weights from a fixed seed: these predictions mean nothing"
+        print(f"The published weights are not here, so the {note}.\n({error})\n")
+        runner = _seeded_runner(arguments.model)
+
+    def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+        work()  # the first call pays for warming up
+        start = time.perf_counter()
+        result = work()
+        return result, (time.perf_counter() - start) * 1e3
+
+    decode = decode_image if isinstance(runner, Runner) else load_image
+    pixels, decode_ms = timed(lambda: decode(DEMO_PHOTO))
+    batch, preprocess_ms = timed(lambda: runner.preprocess([pixels]))
+    logits, forward_ms = timed(lambda: runner.forward(batch))
+    predictions = top_predictions(logits, runner.labels, 5)[0]
+
+    photo = load_image(DEMO_PHOTO)
+    print(f"{arguments.runner or arguments.model}, weights CC-BY-NC 4.0 (non-commercial), engine: {runner}")
+    print(f"{DEMO_PHOTO.name}, {photo.width}×{photo.height}: a photograph by Stefan van der Walt, CC0")
+    for prediction in predictions:
+        print(f"  {prediction.probability:8.2%}  {prediction.label}")
+    print(f"decode {decode_ms:.1f} ms, preprocess {preprocess_ms:.1f} ms, forward {forward_ms:.1f} ms")
+    with replacing(arguments.output) as temporary:
+        draw_prediction(photo, runner.spec, predictions, note).save(temporary, format="PNG")
+    print(f"picture: {arguments.output}")
+    return 0
+
+
+def _seeded_runner(name: str) -> Runner | EagerRunner:
+    import tempfile
+
+    import torch
+
+    from .runner import Runner, build_info
+    from .variants import create_model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = create_model(name, pretrained=False)
+    model.get_parameter(
+        "fc.weight"
+    ).data *= 200  # a fresh classifier's logits are all but equal: five empty bars
+    if not build_info()["compiled"]:
+        from .eager import EagerRunner
+
+        return EagerRunner(model)
+    from .export import export_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        export_model(model, Path(folder, "seeded.pt"))
+        return Runner(Path(folder, "seeded.pt"))

@@ -1,0 +1,117 @@
+"""Images from wherever they are, as decoded Pillow RGB images."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import os
+import re
+import warnings
+from typing import TYPE_CHECKING, Any, Union
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ImageSource = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, "Image", Tensor, Any]
+"""A path or URL, the bytes of an image file, a Pillow image, or a uint8 tensor or array H×W×3 (RGB)."""
+
+
+class ImageError(ValueError):
+    """An image that cannot be used. The message names the file, what was found and what was expected."""
+
+
+_TIMEOUT_S = 20
+_MAX_DOWNLOAD_BYTES = 256 << 20
+
+
+def load_image(source: ImageSource, *, exif_orientation: bool = False, name: str | None = None) -> Image:
+    """Decode to a Pillow RGB image.
+
+    Args:
+        source: see `ImageSource`.
+        exif_orientation: turn the image as its EXIF tag says. Off by default, as in timm and torchvision.
+        name: what errors call the image; its path or URL by default.
+
+    Raises:
+        ImageError: the file is missing, unreachable, unreadable, no image, truncated, or larger than ``PIL.Image.MAX_IMAGE_PIXELS``.
+        TypeError: ``source`` is none of the accepted kinds.
+    """
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise ImportError("images need Pillow: pip install pillow") from error
+
+    if isinstance(source, Image.Image):
+        name = name or "the Pillow image"
+        opened: Any = source
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        name = name or "image bytes"
+        opened = io.BytesIO(source)
+    elif isinstance(source, (str, os.PathLike)):
+        name = name or os.fspath(source)
+        opened = io.BytesIO(fetch(name)) if is_url(name) else source
+    elif isinstance(source, Tensor) or hasattr(source, "__array_interface__"):
+        pixels = torch.as_tensor(source)
+        if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+            raise ImageError(
+                f"{name or 'image array'}: expected uint8 height × width × 3, got {pixels.dtype} {tuple(pixels.shape)}"
+            )
+        height, width = pixels.shape[:2]
+        pixels = pixels.cpu().contiguous()
+        return Image.frombytes("RGB", (width, height), ctypes.string_at(pixels.data_ptr(), pixels.numel()))
+    else:
+        raise TypeError(
+            f"image: expected a path, a URL, bytes, a Pillow image or a uint8 height × width × 3 array, got {type(source).__name__}"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # refused below, at the limit it warns of
+            image = opened if isinstance(opened, Image.Image) else Image.open(opened)
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and image.width * image.height > limit:
+                raise Image.DecompressionBombError(
+                    f"{image.width}×{image.height} pixels are over the limit of {limit}; "
+                    "if you trust the file, raise PIL.Image.MAX_IMAGE_PIXELS"
+                )
+            if exif_orientation:
+                image = ImageOps.exif_transpose(image)
+            return image.convert("RGB")
+    except (FileNotFoundError, PermissionError) as error:
+        raise ImageError(f"{name}: cannot be opened: {error.strerror}") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"{name}: is a directory; expected an image file") from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(f"{name}: not an image in a format that Pillow reads") from error
+    # Pillow's decoders raise many kinds on malformed files; each means that this file has no usable pixels.
+    except (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, MemoryError, ArithmeticError,
+            Image.DecompressionBombError) as error:  # fmt: skip
+        raise ImageError(f"{name}: {error}") from error
+
+
+def is_url(source: str) -> bool:
+    return bool(re.match(r"https?://", source))
+
+
+def fetch(url: str) -> bytes:
+    """The bytes behind an http(s) URL.
+
+    Raises:
+        ImageError: it cannot be reached, or is larger than 256 MiB.
+    """
+    import http.client
+    import urllib.request
+
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "swsl"})
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
+            data = response.read(_MAX_DOWNLOAD_BYTES + 1)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise ImageError(f"{url}: cannot be fetched: {getattr(error, 'reason', error)}") from error
+    if len(data) > _MAX_DOWNLOAD_BYTES:
+        raise ImageError(f"{url}: larger than {_MAX_DOWNLOAD_BYTES >> 20} MiB, expected a photograph")
+    return data

@@ -1,0 +1,44 @@
+"""What a runner answers about an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A class and how probable the model holds it (softmax, 0 to 1)."""
+
+    label: str
+    index: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one input of a stream: what was asked for, or the error that says why it is not there."""
+
+    source: Any
+    predictions: list[Prediction]
+    error: Exception | None = None
+    row: Tensor | None = None
+    """Float32, the image's embedding or logits, where these were asked for."""
+
+
+def top_predictions(logits: Tensor, labels: Sequence[str], top_k: int) -> list[list[Prediction]]:
+    """The ``top_k`` most probable classes of each row of logits N×classes, most probable first.
+
+    Raises:
+        ValueError: ``top_k`` below 1.
+    """
+    if top_k < 1:
+        raise ValueError(f"top_k: expected 1 or more, got {top_k}")
+    probabilities, indices = logits.float().softmax(dim=1).topk(min(top_k, len(labels)), dim=1)
+    return [
+        [Prediction(labels[index], index, probability) for index, probability in zip(*row, strict=True)]
+        for row in zip(indices.tolist(), probabilities.tolist(), strict=True)
+    ]

@@ -1,0 +1,164 @@
+"""ResNeXt, the whole architecture: Xie et al., "Aggregated Residual Transformations for Deep Neural Networks",
+CVPR 2017, https://arxiv.org/abs/1611.05431.
+
+Parameter names and shapes are torchvision's, so state dicts go both ways. The stride of a stage sits in its 3x3
+convolution ("ResNet v1.5"), as in the published SWSL weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+EXPANSION = 4  # a bottleneck's output has four times the channels of its stage's base width
+
+
+class Bottleneck(nn.Module):
+    """1x1 reduce, grouped 3x3, 1x1 expand, each with BatchNorm, around a residual connection."""
+
+    def __init__(self, in_channels: int, planes: int, stride: int, groups: int, width_per_group: int) -> None:
+        super().__init__()
+        width = planes * width_per_group // 64 * groups
+        out_channels = planes * EXPANSION
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, groups=groups, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:  # N×in×H×W
+        shortcut = x if self.downsample is None else self.downsample(x)  # N×out×H/s×W/s
+        x = self.relu(self.bn1(self.conv1(x)))  # N×width×H×W
+        x = self.relu(self.bn2(self.conv2(x)))  # N×width×H/s×W/s
+        x = self.bn3(self.conv3(x))  # N×out×H/s×W/s
+        x += shortcut
+        return self.relu(x)
+
+
+class ResNeXt(nn.Module):
+    """A ResNeXt image classifier.
+
+    Args:
+        layers: number of bottlenecks in each of the four stages, ``(3, 4, 6, 3)`` for ResNeXt-50.
+        groups: number of groups of the 3x3 convolutions (the paper's cardinality C).
+        width_per_group: channels of a group in the first stage (the paper's d).
+        num_classes: rows of the classifier; 0 builds none, and ``forward`` returns pooled features N×2048.
+
+    Weights start from He et al.'s normal initialisation (fan out) for convolutions, ones and zeros for BatchNorm.
+
+    Raises:
+        ValueError: an argument that describes no ResNeXt.
+    """
+
+    if TYPE_CHECKING:  # TorchScript would read the annotation
+        variant: Any  # the published facts about it, on a model that `create_model` has built
+
+    def __init__(
+        self, layers: Sequence[int], groups: int, width_per_group: int, num_classes: int = 1000
+    ) -> None:
+        super().__init__()
+        if len(layers) != 4 or min(layers) < 1:
+            raise ValueError(f"layers: expected four positive numbers of blocks, got {tuple(layers)}")
+        if groups < 1 or width_per_group < 1:
+            raise ValueError(
+                f"groups and width_per_group: expected positive numbers, got {groups} and {width_per_group}"
+            )
+        self.layers = tuple(layers)
+        self.groups = groups
+        self.width_per_group = width_per_group
+        self.num_features = 512 * EXPANSION
+
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.layer1 = self._stage(64, 64, 1, layers[0])
+        self.layer2 = self._stage(256, 128, 2, layers[1])
+        self.layer3 = self._stage(512, 256, 2, layers[2])
+        self.layer4 = self._stage(1024, 512, 2, layers[3])
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.fc: nn.Linear | nn.Identity = nn.Identity()
+        self.reset_classifier(num_classes)
+
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def _stage(self, in_channels: int, planes: int, stride: int, blocks: int) -> nn.Sequential:
+        first = Bottleneck(in_channels, planes, stride, self.groups, self.width_per_group)
+        out_channels = planes * EXPANSION
+        return nn.Sequential(
+            first,
+            *(
+                Bottleneck(out_channels, planes, 1, self.groups, self.width_per_group)
+                for _ in range(blocks - 1)
+            ),
+        )
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images N×3×H×W (H, W ≥ 32) to the last stage's map N×2048×⌈H/32⌉×⌈W/32⌉."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))  # N×64×H/4×W/4
+        x = self.layer1(x)  # N×256×H/4×W/4
+        x = self.layer2(x)  # N×512×H/8×W/8
+        x = self.layer3(x)  # N×1024×H/16×W/16
+        return self.layer4(x)  # N×2048×H/32×W/32
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """A map N×2048×h×w to logits N×num_classes, or to pooled features N×2048 with ``pre_logits``."""
+        x = torch.flatten(self.avgpool(x), 1)  # N×2048
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images N×3×H×W to logits N×num_classes (to pooled features N×2048 where num_classes is 0)."""
+        return self.forward_head(self.forward_features(x))
+
+    @torch.jit.unused
+    def feature_maps(self, x: Tensor, stages: Sequence[int] = (1, 2, 3, 4)) -> list[Tensor]:
+        """The outputs of the chosen stages, for detection and segmentation.
+
+        Args:
+            x: images N×3×H×W.
+            stages: which stages, each 1 to 4, in the order wanted.
+
+        Returns:
+            For stage s a map N×(128·2^s)×H/2^(s+1)×W/2^(s+1): 256, 512, 1024, 2048 channels at strides 4, 8, 16, 32.
+
+        Raises:
+            ValueError: a stage outside 1 to 4, or none.
+        """
+        if not stages or not all(stage in (1, 2, 3, 4) for stage in stages):
+            raise ValueError(f"stages: expected some of 1, 2, 3, 4, got {tuple(stages)}")
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        maps = {}
+        for number, stage in enumerate(
+            (self.layer1, self.layer2, self.layer3, self.layer4)[: max(stages)], 1
+        ):
+            x = maps[number] = stage(x)
+        return [maps[stage] for stage in stages]
+
+    @torch.jit.unused
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the classifier with a freshly initialised one of ``num_classes`` rows; 0 removes it.
+
+        Raises:
+            ValueError: a negative number.
+        """
+        if num_classes < 0:
+            raise ValueError(f"num_classes: expected 0 or more, got {num_classes}")
+        self.num_classes = num_classes
+        like = self.conv1.weight
+        self.fc = (
+            nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+            if num_classes
+            else nn.Identity()
+        )

@@ -1,0 +1,402 @@
+"""The compiled C++ runner: image files to predictions, through a frozen module (`swsl export`).
+
+It is an optional part: `Runner` says how to get it where it is not built. `swsl.eager.EagerRunner` has the same methods
+and needs no compiler.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .export import ModelError
+from .image import ImageError, ImageSource, fetch, is_url, load_image
+from .prediction import Prediction, Result
+from .preprocess import PreprocessSpec
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+_PACKAGE = Path(__file__).parent
+_BUILD_RECORD = _PACKAGE / "_build.json"  # written by CMake beside the extension
+_BUILD_FAILURE = _PACKAGE / "_build_failure.txt"  # written by setup.py
+
+cmake_prefix_path = str(_PACKAGE / "share" / "cmake")
+"""For C++ programs that use the library in this package: ``cmake -DCMAKE_PREFIX_PATH=$(python -c "import
+swsl.runner; print(swsl.runner.cmake_prefix_path)")``, then ``find_package(swsl)``."""
+
+
+class EngineInfo(NamedTuple):
+    """What runs the forward pass, and why. Threads are those of the forward pass on a CPU, 0 on a GPU."""
+
+    name: str
+    device: str
+    dtype: str
+    threads: int
+    batch_size: int
+    reason: str
+    golden_error: float
+    golden_tolerance: float
+
+
+class LayerTime(NamedTuple):
+    """One fused layer of a forward pass: a convolution with its bias, residual addition and ReLU, or a pool."""
+
+    kernel: str
+    shape: str
+    multiply_adds: float
+    seconds: float
+
+
+def build_info() -> dict[str, Any]:
+    """How the compiled runner was built.
+
+    Returns:
+        ``compiled`` (bool) and, where it is False, ``reason``; else ``swsl`` and ``torch`` (the versions it was built
+        with), ``jpeg``, ``png`` and ``other_formats`` (what decodes them: "libjpeg", "libpng" or "Pillow") and ``cuda``
+        (whether torch's CUDA libraries are linked).
+    """
+    try:
+        built = _extension().build_info()
+    except ImportError as error:
+        return {"compiled": False, "reason": str(error)}
+    return {
+        "compiled": True,
+        **built,
+        "jpeg": "libjpeg" if built["jpeg"] else "Pillow",
+        "png": "libpng" if built["png"] else "Pillow",
+        "other_formats": "Pillow",
+    }
+
+
+def decode_image(source: ImageSource, *, exif_orientation: bool = False) -> Tensor:
+    """The pixels of an image: a uint8 tensor height × width × 3, RGB, equal to Pillow's ``convert("RGB")``.
+
+    Raises:
+        ImageError: the image cannot be used.
+        ImportError: the compiled runner is not there.
+    """
+    native = _extension()
+    prepared = _prepare(source, native, exif_orientation)
+    if isinstance(prepared, Tensor):
+        return prepared
+    if isinstance(prepared, memoryview) and prepared.ndim == 3:
+        return torch.frombuffer(bytearray(prepared), dtype=torch.uint8).view(*(prepared.shape or ()))
+    if hasattr(prepared, "__array_interface__"):
+        return torch.as_tensor(prepared)
+    decoded: Tensor = native.decode_image(prepared, exif_orientation=exif_orientation)
+    return decoded
+
+
+class Runner:
+    """A frozen module, ready to classify: decode, preprocess, forward pass and top-k, all in C++.
+
+    Images are paths, URLs, the bytes of image files, Pillow images, or uint8 arrays or tensors H×W×3 (RGB). JPEG and
+    PNG are decoded in C++, other formats by Pillow; the pixels are the same. Any number of threads may call one runner.
+    After a fork the child has to make its own.
+
+    Args:
+        model: the ``.pt`` that `swsl export` wrote.
+        device: "cpu", "cuda", "cuda:1" or "auto" (a GPU if there is one).
+        dtype: "float32", "bfloat16" or "float16", of weights and activations, or "auto": the faster of the first two,
+            measured once for a machine and model, and bfloat16 only if its logits are within the tolerance. Logits are
+            always float32.
+        threads: that compute the forward pass on a CPU, and that decode and preprocess the images of a batch before it;
+            0: as many as this process may use cores, by its affinity and its cgroup's CPU quota.
+        batch_size: how many images one forward pass takes at most; 0: 16 on a CPU, 64 on a GPU.
+        exif_orientation: turn images as their EXIF tag says. Off by default, as in timm and torchvision.
+
+    Raises:
+        ImportError: the compiled runner is not there; the message says why and what to do.
+        ModelError: ``model`` is missing, no frozen module, or does not compute what it says it computes.
+        ValueError: an option out of bounds, or a device that is not there.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        threads: int = 0,
+        batch_size: int = 0,
+        exif_orientation: bool = False,
+    ) -> None:
+        self._module = _extension()
+        self._runner = self._module.Runner(
+            os.fspath(model),
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            batch_size=batch_size,
+            exif_orientation=exif_orientation,
+        )
+        self._exif_orientation = exif_orientation
+        self.info = EngineInfo(**self._runner.info())
+        self.batch_size = self.info.batch_size
+        self.device = torch.device(self.info.device)
+        self.metadata: dict[str, Any] = json.loads(self._runner.metadata())
+        self.labels: tuple[str, ...] = tuple(self.metadata["labels"])
+        self.spec = PreprocessSpec(**self.metadata["preprocess"])
+
+    def __repr__(self) -> str:
+        return f"compiled runner ({self.info.name}, {self.info.dtype}) on {self.info.device}"
+
+    def classify(
+        self, images: Iterable[ImageSource], top_k: int = 5, *, errors: Literal["raise", "return"] = "raise"
+    ) -> list[list[Prediction]]:
+        """The ``top_k`` likeliest classes of each image, the likeliest first.
+
+        Args:
+            images: any number; memory does not grow with it.
+            top_k: at least 1; a model with fewer classes gives all of them.
+            errors: "raise" raises the first image's error after its batch; "return" puts the `ImageError` in that
+                image's place in the list, and the others still get their predictions.
+
+        Raises:
+            ImageError: an image that cannot be used, unless ``errors="return"``.
+        """
+        if errors not in ("raise", "return"):
+            raise ValueError(f"errors: expected 'raise' or 'return', got {errors!r}")
+        answers: list[Any] = []
+        for result in self.stream(_several(images), top_k=top_k):
+            if result.error and errors == "raise":
+                raise result.error
+            answers.append(result.error or result.predictions)
+        return answers
+
+    def stream(
+        self,
+        sources: Iterable[ImageSource],
+        *,
+        batch_size: int = 0,
+        workers: int = 0,
+        top_k: int = 5,
+        output: Literal["predictions", "embedding", "logits"] = "predictions",
+    ) -> Generator[Result, None, None]:
+        """A result for each source, in their order, while the next ones are read, decoded and preprocessed.
+
+        An unusable image becomes a result with an error. Memory stays bounded however many sources there are: they are
+        taken three batches ahead of the results, no further. Closing the iterator stops its threads.
+
+        Args:
+            sources: images; an endless generator is fine. Bytes, arrays and tensors must not be changed before their
+                result is there.
+            batch_size: images in one forward pass; 0: the runner's.
+            workers: threads that read, decode and preprocess; 0: as many as this process may use cores. They and the
+                forward pass share the cores and never keep more threads busy than there are, so more workers only help
+                where reading files is slow.
+            top_k: classes for each image, where predictions are asked for.
+            output: "predictions"; or "embedding" (2048) or "logits" (classes) as each result's ``row``, float32.
+
+        Raises:
+            ValueError: an option out of bounds.
+        """
+        stream = self._module.Stream(
+            self._runner, batch_size=batch_size, workers=workers, top_k=top_k, output=output
+        )
+        return self._results(stream, iter(sources))
+
+    def _results(self, stream: Any, sources: Iterator[ImageSource]) -> Generator[Result, None, None]:
+        under_way: deque[tuple[ImageSource, Exception | None]] = (
+            deque()
+        )  # with the errors of those not pushed
+        capacity = stream.capacity()
+        finished = False
+        try:
+            while True:
+                while not finished and len(under_way) < capacity and not _is_due(under_way, stream):
+                    try:
+                        source = next(sources)
+                    except StopIteration:
+                        finished = True
+                        stream.finish()
+                        break
+                    prepared = self._try_prepare(source)
+                    failed = isinstance(prepared, Exception)
+                    under_way.append((source, prepared if failed else None))
+                    if not failed:
+                        stream.push(prepared)
+                if not under_way:
+                    return
+                source, failure = under_way.popleft()
+                if failure:
+                    yield Result(source, [], failure)
+                    continue
+                predictions, row, error = stream.pop()
+                yield Result(
+                    source, [Prediction(*p) for p in predictions], ImageError(error) if error else None, row
+                )
+        finally:
+            stream.close()
+
+    def logits(self, images: Iterable[ImageSource]) -> Tensor:
+        """Images to float32 logits N×classes on the CPU. Raises ImageError for the first that cannot be used."""
+        return self._rows(images, self._runner.logits)
+
+    def embed(self, images: Iterable[ImageSource]) -> Tensor:
+        """Images to pooled features N×2048, float32, on the CPU. Raises ImageError as `logits` does."""
+        return self._rows(images, self._runner.embed)
+
+    def preprocess(self, images: Iterable[ImageSource]) -> Tensor:
+        """Images to a float32 batch N×3×H×W on the CPU. Raises ImageError as `logits` does."""
+        return self._rows(images, self._runner.preprocess)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """A preprocessed floating-point batch N×3×H×W to float32 logits N×classes, on the runner's device.
+
+        Raises:
+            ValueError: a tensor of another shape or type.
+        """
+        logits: Tensor = self._runner.forward(batch)
+        return logits
+
+    def profile(self, batch: Tensor) -> list[LayerTime]:
+        """Times one forward pass of a preprocessed batch N×3×H×W, N ≤ batch_size, layer by layer.
+
+        Returns:
+            One entry per fused layer; none where the engine has no plan of its own (`info.name` is not "planned").
+
+        Raises:
+            ValueError: a tensor of another shape or type, or more images than batch_size.
+        """
+        return [LayerTime(*layer) for layer in self._runner.profile(batch)]
+
+    def _rows(self, images: Iterable[ImageSource], method: Any) -> Tensor:
+        parts = []
+        iterator = iter(_several(images))
+        while chunk := list(islice(iterator, self.batch_size)):
+            rows, errors = method([_prepare(image, self._module, self._exif_orientation) for image in chunk])
+            for error in filter(None, errors):
+                raise ImageError(error)
+            parts.append(rows)
+        if not parts:
+            rows, _ = method([])
+            parts.append(rows)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _try_prepare(self, source: ImageSource) -> Any:
+        try:
+            return _prepare(source, self._module, self._exif_orientation)
+        except (ImageError, TypeError) as error:
+            return error
+
+
+def _extension() -> ModuleType:
+    """`swsl._C`. Checked before it is loaded: loading an extension of another torch can crash.
+
+    Raises:
+        ImportError: it is not built, or for another torch.
+    """
+    if "swsl._C" not in sys.modules:
+        again = "; build it again: pip install --force-reinstall --no-deps swsl"
+        if not _BUILD_RECORD.is_file():
+            reason = (
+                "no compiled runner beside this file: the source tree has not been installed (pip install .)"
+            )
+            if _BUILD_FAILURE.is_file():
+                reason = "it could not be compiled on installation:\n" + _BUILD_FAILURE.read_text("utf-8")
+            raise ImportError(f"swsl's compiled runner is not available: {reason}")
+        build = json.loads(_BUILD_RECORD.read_text("utf-8"))
+        if torch.__version__.split("+")[0] != build["torch"]:
+            raise ImportError(
+                f"swsl's compiled runner was built with torch {build['torch']}, but this is torch {torch.__version__}, "
+                f"and binaries of one release do not run with another{again}"
+            )
+        if build["cuda"] and torch.version.cuda is None:
+            raise ImportError(
+                f"swsl's compiled runner was built with a CUDA build of torch, but this is torch {torch.__version__}, "
+                f"a CPU build without the libraries it is linked to{again}"
+            )
+    from . import _C
+
+    return _C
+
+
+_MAGIC = {"jpeg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n"}
+
+
+def _prepare(image: ImageSource, native: ModuleType, exif_orientation: bool) -> Any:
+    """What the extension takes: a path, bytes, or pixels H×W×3. Pillow decodes what C++ cannot.
+
+    Raises:
+        ImageError: Pillow, or the network, has no pixels for it.
+        TypeError: not an image of any kind.
+    """
+    if isinstance(image, Tensor) or (hasattr(image, "__array_interface__") and not _is_pillow(image)):
+        _check_pixels(image)
+        return image.cpu() if isinstance(image, Tensor) else image
+    name = None
+    if isinstance(image, (str, os.PathLike)):
+        name = os.fspath(image)
+        if isinstance(name, str) and is_url(name):
+            image = fetch(name)
+        else:
+            try:
+                with open(name, "rb") as file:
+                    head = file.read(8)
+            except OSError:
+                return name  # C++ says what is wrong with it
+            if _decodes(head, native):
+                return name
+    if isinstance(image, (bytes, bytearray, memoryview)) and _decodes(bytes(image[:8]), native):
+        return image
+    try:
+        rgb = load_image(image, exif_orientation=exif_orientation, name=name)
+    except ImportError:
+        if _is_pillow(image) or not isinstance(image, (str, os.PathLike, bytes, bytearray, memoryview)):
+            raise
+        return image if name is None or is_url(name) else name  # without Pillow, C++ says that it cannot
+    if 0 in rgb.size:
+        raise ImageError(
+            f"{name or 'the Pillow image'}: {rgb.width}×{rgb.height}, expected at least one pixel"
+        )
+    return memoryview(rgb.tobytes()).cast("B", (rgb.height, rgb.width, 3))
+
+
+def _is_due(under_way: deque[tuple[ImageSource, Exception | None]], stream: Any) -> bool:
+    """Whether the next result is there without waiting."""
+    return bool(under_way) and (under_way[0][1] is not None or stream.ready())
+
+
+def _decodes(head: bytes, native: ModuleType) -> bool:
+    built = native.build_info()
+    return any(built[kind] and head.startswith(magic) for kind, magic in _MAGIC.items())
+
+
+def _is_pillow(image: object) -> bool:
+    pillow = sys.modules.get("PIL.Image")
+    return pillow is not None and isinstance(image, pillow.Image)
+
+
+def _check_pixels(image: Any) -> None:
+    shape, dtype = tuple(image.shape), str(getattr(image, "dtype", "")).removeprefix("torch.")
+    if dtype != "uint8" or len(shape) != 3 or shape[2] != 3 or 0 in shape:
+        raise ImageError(f"image array: expected uint8 height × width × 3, got {dtype} {shape}")
+
+
+def _several(images: Iterable[ImageSource]) -> Iterable[ImageSource]:
+    if isinstance(images, (str, bytes, bytearray, os.PathLike)) or _is_pillow(images):
+        raise TypeError(f"images: expected a list of images, got one {type(images).__name__}; write [image]")
+    return images
+
+
+__all__: Sequence[str] = [
+    "EngineInfo",
+    "LayerTime",
+    "ModelError",
+    "Prediction",
+    "Runner",
+    "build_info",
+    "cmake_prefix_path",
+    "decode_image",
+]

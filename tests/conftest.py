@@ -1,0 +1,175 @@
+"""What several test files share: peers that import, seeded weights, files in the published layout, a local web server."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import shutil
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+import swsl
+from swsl._torchvision import import_torchvision
+from swsl.runner import build_info
+
+import_torchvision()  # or, beside a CPU build of torch, its import would fail, and timm's with it
+
+ROOT = Path(__file__).parents[1]
+NAMES = tuple(swsl.VARIANTS)
+
+
+@pytest.fixture(autouse=True)
+def torch_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keeps the user's own cache of weights out of every test."""
+    home = tmp_path / "torch-home"
+    monkeypatch.setenv("TORCH_HOME", str(home))
+    return home
+
+
+def seed_model(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Weights as different from each other as trained ones: BatchNorm's statistics too, or folding them goes untested."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            shape = module.weight.shape
+            # Small on the residual branches, as after training: else activations grow with every block.
+            scale = 0.2 if name.endswith("bn3") else 1.0
+            module.weight.data = scale * (torch.rand(shape, generator=generator) + 0.5)
+            module.bias.data = torch.randn(shape, generator=generator) * 0.1
+            module.running_mean.data = torch.randn(shape, generator=generator) * 0.1
+            module.running_var.data = torch.rand(shape, generator=generator) + 0.5
+        elif isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+            gain = 2 if isinstance(module, torch.nn.Conv2d) else 1
+            deviation = (gain / module.weight[0].numel()) ** 0.5
+            module.weight.data = torch.randn(module.weight.shape, generator=generator) * deviation
+            if module.bias is not None:
+                module.bias.data = torch.randn(module.bias.shape, generator=generator) * 0.1
+    return model.eval()
+
+
+def seeded_model(name: str, **options: object) -> swsl.ResNeXt:
+    return seed_model(swsl.create_model(name, pretrained=False, **options))
+
+
+def save_published_layout(model: torch.nn.Module, path: Path) -> Path:
+    """As the published files are: legacy format, a plain OrderedDict, no num_batches_tracked, no _metadata."""
+    state = OrderedDict(
+        (k, v) for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")
+    )
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def model50() -> swsl.ResNeXt:
+    return seeded_model("swsl_resnext50_32x4d")
+
+
+@pytest.fixture(scope="session")
+def weights50(model50: swsl.ResNeXt, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seeded weights of swsl_resnext50_32x4d in the published layout."""
+    return save_published_layout(model50, tmp_path_factory.mktemp("weights") / "seeded50.pth")
+
+
+@pytest.fixture(scope="session")
+def frozen50(model50: swsl.ResNeXt, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`model50`, exported."""
+    path = tmp_path_factory.mktemp("frozen") / "model.pt"
+    swsl.export_model(model50, path, weights_sha256="ab" * 32)
+    return path
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """scikit-learn's 1,797 scanned digits as 8×8 PNG files: two thirds in train/, one in val/."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    folder, data = tmp_path_factory.mktemp("digits"), load_digits()
+    for number, (pixels, digit) in enumerate(zip(data.images, data.target, strict=True)):
+        path = folder / ("train" if number % 3 else "val") / str(digit) / f"{number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((pixels * (255 / 16)).round().astype("uint8")).save(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def few_digits(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of them: 16 training and 7 validation images each."""
+    folder = tmp_path_factory.mktemp("few")
+    for part, count in (("train", 16), ("val", 7)):
+        for digit in "013":
+            (folder / part / digit).mkdir(parents=True)
+            for path in sorted((digits / part / digit).iterdir())[:count]:
+                shutil.copy(path, folder / part / digit)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photo() -> Path:
+    return ROOT / "swsl" / "chelsea.jpg"
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest) -> list[str]:
+    """The arguments that spare a command the freezing of its variant, where there is a runner for frozen modules."""
+    if build_info()["compiled"]:
+        return ["--runner", str(request.getfixturevalue("frozen50"))]
+    return ["--weights", str(request.getfixturevalue("weights50"))]
+
+
+@dataclass
+class Server:
+    """A web server on this machine. `files` maps a path to its bytes; the sets name paths that misbehave."""
+
+    url: str
+    files: dict[str, bytes] = field(default_factory=dict)
+    cut_short: set[str] = field(default_factory=set)
+    requests: list[str] = field(default_factory=list)
+    before_sending: Callable[[], None] = lambda: None
+    stop: Callable[[], None] = lambda: None
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            served.requests.append(self.path)
+            body = served.files.get(self.path)
+            if body is None:
+                self.send_error(404)
+                return
+            served.before_sending()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[: len(body) // 2] if self.path in served.cut_short else body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    served = Server(f"http://127.0.0.1:{httpd.server_port}")
+    thread = threading.Thread(target=httpd.serve_forever, daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        httpd.shutdown()
+        httpd.server_close()
+        thread.join()
+
+    served.stop = stop
+    yield served
+    if thread.is_alive():
+        stop()
+
+
+def subprocess_environment(**extra: str) -> dict[str, str]:
+    """For subprocesses that shall import the same swsl as this process: the installed one under plain `pytest`."""
+    return {**os.environ, "PYTHONPATH": str(Path(swsl.__file__).parents[1]), **extra}

@@ -1,0 +1,253 @@
+"""The compiled decoders against Pillow: the same pixels, and the same files refused."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps, PngImagePlugin
+
+import swsl
+from swsl import runner
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    info = runner.build_info()
+    if not info["compiled"]:
+        (pytest.fail if os.environ.get("SWSL_REQUIRE_RUNNER") else pytest.skip)(str(info["reason"]))
+    # With Pillow in their place, Pillow would be compared with itself.
+    assert (info["jpeg"], info["png"]) == ("libjpeg", "libpng")
+
+
+def pillow(data: bytes, exif_orientation: bool = False) -> np.ndarray | None:
+    try:
+        image = Image.open(io.BytesIO(data))
+        return np.asarray((ImageOps.exif_transpose(image) if exif_orientation else image).convert("RGB"))
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+def decoded(data: bytes, exif_orientation: bool = False) -> np.ndarray | None:
+    try:
+        return runner.decode_image(data, exif_orientation=exif_orientation).numpy()
+    except swsl.ImageError:
+        return None
+
+
+def assert_same(data: bytes, exif_orientation: bool = False) -> None:
+    expected = pillow(data, exif_orientation)
+    assert expected is not None
+    np.testing.assert_array_equal(decoded(data, exif_orientation), expected, strict=True)
+
+
+def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
+    y, x, c = np.mgrid[0:height, 0:width, 0:channels]
+    noise = np.random.default_rng(seed).normal(0, 20, (height, width, channels))
+    pixels = 127 + 100 * np.sin(x / (7 + c) + y / (11 - c) + c) + noise
+    return pixels.clip(0, 255).astype(np.uint8)
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+SIZES = [(1, 1), (1, 17), (17, 1), (7, 9), (16, 16), (33, 31), (100, 131), (3, 257)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_pixels(size: tuple[int, int], progressive: bool) -> None:
+    rgb = Image.fromarray(picture(*size))
+    cmyk = Image.frombytes("CMYK", rgb.size, picture(*size, 4).tobytes())
+    for quality, restart in itertools.product((30, 90, 100), (0, 1, 3)):
+        options = {"quality": quality, "progressive": progressive, "restart_marker_blocks": restart}
+        for subsampling in (0, 1, 2):
+            assert_same(saved(rgb, "JPEG", subsampling=subsampling, **options))
+        for image in (rgb.convert("L"), cmyk):
+            assert_same(saved(image, "JPEG", **options))
+        assert_same(saved(rgb, "JPEG", keep_rgb=True, **options))
+
+
+def test_jpeg_of_a_camera(photo: Path) -> None:
+    assert_same(photo.read_bytes())
+    np.testing.assert_array_equal(runner.decode_image(photo).numpy(), pillow(photo.read_bytes()), strict=True)
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+
+
+def png(
+    size: tuple[int, int], depth: int, colour: int, interlaced: bool, before: bytes = b"", after: bytes = b""
+) -> bytes:
+    """Random samples under random filters; Pillow writes few of the kinds that it reads."""
+    random = np.random.default_rng(depth * 100 + colour * 10 + interlaced)
+    height, width = size
+    steps = (
+        [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+        if interlaced
+        else [(0, 0, 1, 1)]
+    )
+    rows = b""
+    for left, top, across, down in steps:
+        columns = len(range(left, width, across))
+        for _ in range(top, height, down) if columns else ():
+            samples = random.integers(0, 256, (columns * CHANNELS[colour] * depth + 7) // 8, dtype=np.uint8)
+            rows += bytes([random.integers(5)]) + samples.tobytes()
+    data = zlib.compress(rows)
+    half = len(data) // 2
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
+    return b"".join(
+        (b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", header), before, chunk(b"IDAT", data[:half]), chunk(b"IDAT", data[half:]),
+         after, chunk(b"IEND", b""))
+    )  # fmt: skip
+
+
+def png_kinds() -> Iterator[tuple[int, int]]:
+    for colour, depths in {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}.items():
+        yield from ((colour, depth) for depth in depths)
+
+
+@pytest.mark.parametrize(("colour", "depth"), png_kinds())
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_png_pixels(colour: int, depth: int, interlaced: bool) -> None:
+    befores = [b""]
+    if colour == 3:
+        colours = np.random.default_rng(depth).integers(0, 256, 3 * 2**depth, dtype=np.uint8).tobytes()
+        whole, half = chunk(b"PLTE", colours), chunk(b"PLTE", colours[: 3 * 2 ** (depth - 1)])
+        befores = [whole, half, whole + chunk(b"tRNS", b"\xff\x00"), whole + chunk(b"tRNS", bytes(2**depth))]
+    elif colour in (0, 2):
+        befores.append(chunk(b"tRNS", b"\x00\x01" * CHANNELS[colour]))
+    for size, before in itertools.product([*SIZES, (2, 2), (4, 5), (5, 4)], befores):
+        assert_same(png(size, depth, colour, interlaced, before))
+
+
+def test_png_small_values_of_16_bits() -> None:
+    values = np.arange(512, dtype=np.uint16).reshape(16, 32)
+    assert_same(saved(Image.fromarray(values), "PNG"))
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_orientation(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    block = exif.tobytes()
+    xmp = f'<rdf:Description tiff:Orientation="{orientation}"/>'
+    for size in ((37, 53), (16, 8)):
+        image = Image.fromarray(picture(*size))
+        for data in (
+            saved(image, "JPEG", exif=exif),
+            saved(image, "JPEG", xmp=xmp.encode()),
+            saved(image, "PNG", exif=exif),
+            png(size, 8, 2, False, after=chunk(b"eXIf", block[6:])),
+        ):
+            assert_same(data)
+            assert_same(data, exif_orientation=True)
+        for compressed in (False, True):
+            texts = {
+                "XML:com.adobe.xmp": xmp,
+                "Raw profile type exif": f"\nexif\n{len(block):8}\n{block.hex()}\n",
+            }
+            for key, text in texts.items():
+                info = PngImagePlugin.PngInfo()
+                (info.add_itxt if key.startswith("XML") else info.add_text)(key, text, zip=compressed)
+                assert_same(saved(image, "PNG", pnginfo=info), exif_orientation=True)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow says what is missing
+def test_damaged_exif_is_read_as_far_as_it_goes() -> None:
+    image = saved(Image.fromarray(picture(9, 13)), "JPEG")
+    whole = b"MM\x00*\x00\x00\x00\x08\x00\x02" + struct.pack(">HHII", 0x010F, 2, 9, 38)
+    whole += struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0) + b"\x00\x00\x00\x00Company X"
+    for size in range(len(whole) + 1):
+        segment = b"Exif\x00\x00" + whole[:size]
+        data = image[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + image[2:]
+        assert_same(data, exif_orientation=True)
+
+
+def damaged() -> Iterator[tuple[str, bytes]]:
+    rgb = Image.fromarray(picture(50, 61))
+    for subsampling, progressive, restart in itertools.product((0, 2), (False, True), (0, 2)):
+        options = {"subsampling": subsampling, "progressive": progressive, "restart_marker_blocks": restart}
+        yield "-".join(map(str, ("jpeg", *options.values()))), saved(rgb, "JPEG", **options)
+    yield "jpeg-grey", saved(rgb.convert("L"), "JPEG", optimize=True)
+    yield "jpeg-cmyk", saved(rgb.convert("CMYK"), "JPEG")
+    for mode in ("RGB", "L", "P", "1", "RGBA"):
+        yield f"png-{mode}", saved(rgb.convert(mode), "PNG")
+    yield "png-interlaced", png((21, 30), 8, 2, True, after=chunk(b"tEXt", b"key\x00value" * 9))
+
+
+DAMAGED = dict(damaged())
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_truncated_files_are_refused_where_pillow_refuses(kind: str) -> None:
+    data = DAMAGED[kind]
+    refused = 0
+    step = max(1, len(data) // 400)
+    for size in sorted({*range(0, len(data), step), *range(max(0, len(data) - 60), len(data))}):
+        expected = pillow(data[:size])
+        refused += expected is None
+        actual = decoded(data[:size])
+        assert (actual is None) == (expected is None), size
+        if actual is not None:
+            np.testing.assert_array_equal(actual, expected, strict=True)
+    assert refused > 300
+
+
+@pytest.mark.parametrize("kind", [kind for kind in DAMAGED if kind.startswith("jpeg")])
+def test_jpegs_with_wrong_bytes_are_refused_where_pillow_refuses(kind: str) -> None:
+    # The pixels of a damaged progressive file differ between versions of libjpeg-turbo, which smooth what is missing.
+    compare_pixels = "True" not in kind
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        data = bytearray(DAMAGED[kind])
+        for _ in range(random.integers(1, 4)):
+            data[random.integers(2, len(data))] = random.choice([0, 0xFF, 0xD9, 0xD0, random.integers(256)])
+        expected, actual = pillow(bytes(data)), decoded(bytes(data))
+        assert (actual is None) == (expected is None), data.hex()
+        if compare_pixels and actual is not None:
+            np.testing.assert_array_equal(actual, expected, strict=True)
+
+
+def test_png_checksums_are_checked() -> None:
+    data = DAMAGED["png-RGB"]
+    at = data.index(b"IDAT") + 20
+    with pytest.raises(swsl.ImageError, match=r"image bytes: broken PNG: .*"):
+        runner.decode_image(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+
+
+def test_errors_name_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(DAMAGED["jpeg-grey"][:200])
+    with pytest.raises(swsl.ImageError, match=r"photo\.jpg: truncated JPEG: its 200 bytes end"):
+        runner.decode_image(path)
+    path.write_bytes(b"")
+    with pytest.raises(swsl.ImageError, match=r"photo\.jpg: "):
+        runner.decode_image(path)
+    with pytest.raises(swsl.ImageError, match="is a directory"):
+        runner.decode_image(tmp_path)
+    with pytest.raises(swsl.ImageError, match=r"missing\.jpg"):
+        runner.decode_image(tmp_path / "missing.jpg")
+    with pytest.raises(swsl.ImageError, match="100000 × 100000 pixels"):
+        runner.decode_image(
+            b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 100000, 100000, 8, 2, 0, 0, 0))
+        )
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "WEBP"])
+def test_other_formats_come_from_pillow(kind: str) -> None:
+    assert_same(saved(Image.fromarray(picture(20, 30)), kind))

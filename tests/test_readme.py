@@ -1,0 +1,131 @@
+"""The README's examples, run as they stand there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, subprocess_environment
+
+import swsl
+import swsl.runner
+from swsl import cli
+
+README = (ROOT / "README.md").read_text("utf-8")
+TRAINING = re.search(r"^## Fine-tune.*?(?=^## )", README, re.DOTALL | re.MULTILINE)[0]
+
+
+def blocks_of(text: str) -> list[tuple[str, str]]:
+    return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+BLOCKS = blocks_of(README.replace(TRAINING, ""))
+
+# The published weights and org/swsl are on the network; seeded weights and this checkout stand in for them.
+STAND_IN = f"""
+import sys, pathlib
+import torch, swsl.variants, swsl.weights
+
+def seeded(url, **_):
+    name = next(variant.name for variant in swsl.VARIANTS.values() if variant.url == url)
+    path = pathlib.Path("seeded", name + ".pth").resolve()
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        torch.save(swsl.create_model(name, pretrained=False).state_dict(), path)
+    return path
+
+swsl.weights.download = seeded
+load = torch.hub.load
+torch.hub.load = lambda repository, *arguments, **options: load(
+    {str(ROOT)!r} if repository == "org/swsl" else repository, *arguments, **{{**options, "source": "local"}})
+"""
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory, weights50: Path) -> Path:
+    """A folder with what a reader of the README has: a photograph, a folder of them, and the `swsl` command."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "photos").mkdir()
+    (folder / "seeded").mkdir()
+    shutil.copy(weights50, folder / "seeded" / "swsl_resnext50_32x4d.pth")
+    for name in ("photo.jpg", "photos/a.jpg", "photos/b.jpg"):
+        shutil.copy(ROOT / "swsl" / "chelsea.jpg", folder / name)
+    (folder / "stand_in.py").write_text(STAND_IN)
+    command = folder / "bin" / "swsl"
+    command.parent.mkdir()
+    command.write_text(
+        f"#!{sys.executable}\nimport sys\nimport stand_in\nfrom swsl.cli import main\nsys.exit(main())\n"
+    )
+    command.chmod(0o755)
+    return folder
+
+
+def run(folder: Path, *command: str) -> str:
+    environment = subprocess_environment()
+    environment["PYTHONPATH"] += f":{folder}"
+    environment["PATH"] = f"{folder / 'bin'}:{environment['PATH']}"
+    environment["TORCH_HOME"] = str(folder / "torch-home")
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def commands(word: str, blocks: list[tuple[str, str]] = BLOCKS) -> list[str]:
+    shell = "".join(text for language, text in blocks if language == "sh")
+    lines = [line.split("  #")[0].strip() for line in shell.splitlines()]
+    return [line for line in lines if line.startswith(word)]
+
+
+def test_the_set_up_is_two_commands() -> None:
+    assert commands("pip") == ["pip install . && swsl demo", "pip install '.[test]' && pytest"]
+    assert "pip install '.[test]' && pytest" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_commands_and_python(workplace: Path) -> None:
+    """In the README's order: later examples use the files that earlier ones write."""
+    for line in commands("swsl "):
+        run(workplace, "sh", "-c", line)
+    assert (workplace / "predictions.csv").read_text().count("photos/") == 2
+    blocks = [text for language, text in BLOCKS if language == "python"]
+    assert len(blocks) >= 4
+    for text in blocks:
+        if "Runner" in text and not swsl.runner.build_info()["compiled"]:
+            continue  # says why at length; test_runner.py covers that
+        run(workplace, sys.executable, "-c", f"import stand_in\n{text}")
+
+
+def test_training_commands_are_understood() -> None:
+    """The digits take this way from a folder to the runner in test_train.py; here each line's options must exist."""
+    lines = commands("swsl ", blocks_of(TRAINING))
+    assert {line.split()[1] for line in lines} >= {
+        "probe",
+        "finetune",
+        "validate",
+        "explain",
+        "export",
+        "classify",
+    }
+    for line in lines + [line.split(" -m ")[1] for line in commands("torchrun", blocks_of(TRAINING))]:
+        cli.build_parser().parse_args(shlex.split(line)[1:])
+
+
+def test_facts_are_the_tables() -> None:
+    for row, values in (
+        ("parameters, M", [f"{v.parameters / 1e6:.1f}" for v in swsl.VARIANTS.values()]),
+        ("multiply-accumulates at 224², G", [f"{v.macs / 1e9:.2f}" for v in swsl.VARIANTS.values()]),
+        ("ImageNet top-1 / top-5, %", [f"{v.top1:.2f} / {v.top5:.2f}" for v in swsl.VARIANTS.values()]),
+    ):
+        assert f"| {row} | {' | '.join(values)} |" in README
+    assert "CC-BY-NC 4.0: non-commercial use only" in README
+
+
+def test_switching_from_timm_is_what_the_table_says(photo: Path) -> None:
+    for ours in re.findall(r"swsl\.\w+", README):
+        assert hasattr(swsl, ours.removeprefix("swsl.")) or ours == "swsl.json"
+    assert torch.is_tensor(swsl.preprocess(photo))

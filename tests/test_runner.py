@@ -1,0 +1,300 @@
+"""The compiled runner as Python sees it: the same pixels, logits and errors as the eager path."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import NAMES, seed_model, seeded_model
+from PIL import Image
+
+import swsl
+from swsl import runner as runner_module
+from swsl.eager import EagerRunner
+from swsl.export import TOLERANCES, ModelError, export_model, golden_input, relative_error
+from swsl.runner import Prediction, Runner, build_info, decode_image
+
+if not build_info()["compiled"]:
+    if os.environ.get("SWSL_REQUIRE_RUNNER") == "1":
+        raise ImportError(build_info()["reason"])
+    pytest.skip(build_info()["reason"], allow_module_level=True)
+
+SPEC = swsl.PreprocessSpec(input_size=(64, 64))
+LABELS = [f"class {i}" for i in range(9)] + ["a, é"]
+
+
+@pytest.fixture(scope="module")
+def model() -> swsl.ResNeXt:
+    return seed_model(swsl.ResNeXt((1, 1, 1, 1), groups=4, width_per_group=4, num_classes=len(LABELS)))
+
+
+@pytest.fixture(scope="module")
+def path(model: swsl.ResNeXt, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("frozen") / "tiny.pt"
+    export_model(model, path, spec=SPEC, labels=LABELS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def runner(path: Path) -> Runner:
+    return Runner(path, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def eager(model: swsl.ResNeXt) -> EagerRunner:
+    return EagerRunner(model, spec=SPEC, labels=LABELS, device="cpu")
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def test_every_kind_of_image_has_the_references_pixels(runner: Runner, photo: Path) -> None:
+    rgb = Image.open(photo).convert("RGB")
+    tensor = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8).view(rgb.height, rgb.width, 3)
+    images = [
+        photo,
+        str(photo),
+        photo.read_bytes(),
+        bytearray(photo.read_bytes()),
+        memoryview(photo.read_bytes()),
+        Image.open(photo),
+        rgb,
+        tensor,
+        tensor.numpy(),
+        tensor.permute(1, 0, 2).contiguous().permute(1, 0, 2),  # columns first in memory
+        tensor.numpy()[::-1][::-1],
+        torch.cat([tensor, tensor], dim=1)[:, : rgb.width],  # rows with a gap between them
+        encoded(rgb, "PNG"),
+        encoded(rgb, "BMP"),  # of Pillow's formats
+        encoded(rgb, "TIFF"),
+        encoded(rgb, "WEBP", lossless=True),
+    ]
+    reference = swsl.preprocess(photo, SPEC)
+    for image, row in zip(images, runner.preprocess(images), strict=True):
+        assert torch.equal(row, reference), type(image)
+    flipped = tensor.numpy()[:, ::-1]
+    assert torch.equal(runner.preprocess([flipped])[0], swsl.preprocess(flipped.copy(), SPEC))
+    gif = encoded(rgb, "GIF")
+    assert torch.equal(runner.preprocess([gif])[0], swsl.preprocess(gif, SPEC))
+
+
+def test_exif_orientation_on_request(path: Path, photo: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = encoded(Image.open(photo), "JPEG", exif=exif)
+    webp = encoded(Image.open(photo), "WEBP", exif=exif, lossless=True)
+    for flag in (False, True):
+        runner = Runner(path, exif_orientation=flag)
+        for image in (turned, webp):
+            expected = swsl.preprocess(image, SPEC, exif_orientation=flag)
+            assert torch.equal(runner.preprocess([image])[0], expected)
+
+
+def test_logits_features_and_predictions_are_those_of_eager(
+    runner: Runner, eager: EagerRunner, photo: Path
+) -> None:
+    images = [photo, Image.open(photo).rotate(90), *[photo] * 8]
+    assert relative_error(runner.logits(images), eager.logits(images)) <= TOLERANCES["float32"]
+    assert relative_error(runner.embed(images), eager.embed(images)) <= TOLERANCES["float32"]
+    batch = runner.preprocess(images)
+    assert relative_error(runner.forward(batch), eager.forward(batch)) <= TOLERANCES["float32"]
+    for ours, theirs in zip(runner.classify(images, top_k=3), eager.classify(images, top_k=3), strict=True):
+        assert [(p.label, p.index) for p in ours] == [(p.label, p.index) for p in theirs]
+        assert [p.probability for p in ours] == pytest.approx([p.probability for p in theirs], rel=1e-4)
+        assert isinstance(ours[0], Prediction)
+
+
+@pytest.mark.parametrize(
+    "name", [NAMES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])]
+)
+def test_eager_frozen_and_compiled_agree(name: str, tmp_path: Path, photo: Path) -> None:
+    model = seeded_model(name)
+    path = tmp_path / "model.pt"
+    export_model(model, path)
+    batch = torch.cat([swsl.preprocess(photo)[None], golden_input((1, 3, 224, 224))])
+    with torch.inference_mode():
+        expected = model(batch)
+        assert relative_error(torch.jit.load(str(path))(batch), expected) <= TOLERANCES["float32"]
+    runner = Runner(path)
+    assert relative_error(runner.forward(batch), expected) <= TOLERANCES["float32"]
+    assert relative_error(runner.logits([photo]), expected[:1]) <= TOLERANCES["float32"]
+    best = expected[0].topk(5).indices.tolist()
+    assert [p.index for p in runner.classify([photo])[0]] == best
+    del runner
+    for dtype in ("bfloat16", "float16"):
+        assert relative_error(Runner(path, dtype=dtype).forward(batch), expected) <= TOLERANCES[dtype]
+
+
+def test_one_bad_image_is_one_error(runner: Runner, photo: Path, tmp_path: Path) -> None:
+    cut = photo.read_bytes()[:5000]
+    text = tmp_path / "text.jpg"
+    text.write_text("no image")
+    bad = {
+        1: (tmp_path / "nothing.png", "nothing.png: "),
+        2: (cut, "truncated"),
+        4: (text, "text.jpg: "),
+        6: (torch.zeros(4, 4, dtype=torch.uint8), "expected uint8 height × width × 3, got uint8 (4, 4)"),
+        7: (torch.zeros(0, 4, 3, dtype=torch.uint8), "(0, 4, 3)"),
+        8: (tmp_path, tmp_path.name),
+        9: (b"", ""),
+    }
+    images = [bad[i][0] if i in bad else photo for i in range(11)]
+    answers = runner.classify(images, errors="return")
+    good = runner.classify([photo])[0]
+    for i, answer in enumerate(answers):
+        if i in bad:
+            assert isinstance(answer, swsl.ImageError)
+            assert bad[i][1] in str(answer)
+        else:
+            assert [p.index for p in answer] == [p.index for p in good]
+    streamed = list(runner.stream(iter(images)))
+    assert [str(r.error) if r.error else r.predictions for r in streamed] == [
+        str(a) if isinstance(a, Exception) else a for a in answers
+    ]
+    assert [r.source for r in streamed] == images
+    for method in (runner.classify, runner.logits, runner.embed, runner.preprocess):
+        with pytest.raises(swsl.ImageError, match=r"nothing\.png"):
+            method(images)
+
+
+def test_no_images(runner: Runner) -> None:
+    assert runner.classify([]) == []
+    assert list(runner.stream([])) == []
+    assert runner.logits([]).shape == (0, len(LABELS))
+    assert runner.embed([]).shape == (0, 2048)
+    assert runner.preprocess([]).shape == (0, 3, 64, 64)
+
+
+def test_faulty_arguments_are_named(runner: Runner, path: Path, photo: Path, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"expected a list of images, got one str; write \[image\]"):
+        runner.classify(str(photo))
+    with pytest.raises(TypeError, match="got int"):
+        runner.preprocess([3])
+    with pytest.raises(ValueError, match="top_k: expected 1 or more, got 0"):
+        runner.classify([photo], top_k=0)
+    with pytest.raises(ValueError, match="errors: expected 'raise' or 'return', got 'ignore'"):
+        runner.classify([photo], errors="ignore")
+    with pytest.raises(ValueError, match="batch: expected a floating-point tensor N×3×height×width"):
+        runner.forward(torch.zeros(3, 64, 64))
+    for options in ({"device": "tpu"}, {"dtype": "int8"}, {"threads": -1}, {"batch_size": -1}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            Runner(path, **options)
+    with pytest.raises(ModelError, match=r"nothing\.pt: no such file"):
+        Runner(tmp_path / "nothing.pt")
+    with pytest.raises(ModelError, match="not a TorchScript archive"):
+        Runner(photo)
+
+
+def test_it_says_what_it_is(runner: Runner, path: Path) -> None:
+    assert runner.labels == tuple(LABELS)
+    assert runner.spec == SPEC
+    assert runner.batch_size == 4
+    assert runner.info.golden_error <= runner.info.golden_tolerance == TOLERANCES["float32"]
+    assert repr(runner).startswith("compiled runner (")
+    assert repr(runner).endswith(") on cpu")
+    assert Runner(path, dtype="bfloat16", threads=1).info[2:4] == ("bfloat16", 1)
+    built = build_info()
+    assert built["torch"] == torch.__version__.split("+")[0]
+    assert built["swsl"] == swsl.__version__
+    assert built["jpeg"] in ("libjpeg", "Pillow")
+    assert os.path.isfile(os.path.join(runner_module.cmake_prefix_path, "swsl", "swslConfig.cmake"))
+
+
+def test_decode_image_equals_pillow(photo: Path) -> None:
+    rgb = Image.open(photo).convert("RGB")
+    for source in (photo, photo.read_bytes(), rgb, encoded(rgb, "PNG"), encoded(rgb, "BMP")):
+        pixels = decode_image(source)
+        assert (pixels.dtype, tuple(pixels.shape)) == (torch.uint8, (rgb.height, rgb.width, 3))
+        assert bytes(pixels.numpy().tobytes()) == rgb.tobytes()
+    with pytest.raises(swsl.ImageError, match="truncated"):
+        decode_image(photo.read_bytes()[:5000])
+
+
+def test_without_libjpeg_and_libpng_pillow_decodes(runner: Runner, photo: Path, monkeypatch) -> None:
+    class Without:
+        @staticmethod
+        def build_info() -> dict[str, bool]:
+            return {"jpeg": False, "png": False}
+
+    monkeypatch.setattr(runner, "_module", Without)
+    assert torch.equal(runner.preprocess([photo])[0], swsl.preprocess(photo, SPEC))
+    with pytest.raises(swsl.ImageError):
+        runner.preprocess([photo.read_bytes()[:5000]])
+
+
+def test_eight_threads_get_what_one_gets(runner: Runner, photo: Path) -> None:
+    alone = runner.logits([photo] * 6)
+    results: list[torch.Tensor] = []
+    threads = [threading.Thread(target=lambda: results.append(runner.logits([photo] * 6))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 8
+    assert all(torch.equal(result, alone) for result in results)
+
+
+def test_other_python_threads_run_meanwhile(runner: Runner) -> None:
+    ticks, done = 0, threading.Event()
+
+    def count() -> None:
+        nonlocal ticks
+        while not done.wait(0.001):
+            ticks += 1
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    batch = torch.zeros(400, 3, 64, 64)
+    before = ticks
+    runner.forward(batch)
+    after = ticks
+    done.set()
+    thread.join()
+    assert after - before >= 10  # with the GIL held it could not be more than 1 or 2
+
+
+def test_a_batch_may_need_gradients(runner: Runner) -> None:
+    batch = torch.zeros(1, 3, 64, 64, requires_grad=True)
+    assert not runner.forward(batch).requires_grad
+
+
+def without_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "swsl._C")
+    monkeypatch.delattr(swsl, "_C", raising=False)
+
+
+def test_an_extension_of_another_torch_is_refused_before_it_is_loaded(monkeypatch, tmp_path: Path) -> None:
+    without_extension(monkeypatch)
+    record = tmp_path / "_build.json"
+    monkeypatch.setattr(runner_module, "_BUILD_RECORD", record)
+    record.write_text(json.dumps({"torch": "2.8.1", "cuda": False}))
+    with pytest.raises(ImportError, match=r"built with torch 2\.8\.1, but this is torch"):
+        Runner("model.pt")
+    assert "swsl._C" not in sys.modules
+    assert not build_info()["compiled"]
+    monkeypatch.setattr(torch.version, "cuda", None)
+    record.write_text(json.dumps({"torch": torch.__version__.split("+")[0], "cuda": True}))
+    with pytest.raises(ImportError, match="a CPU build without the libraries it is linked to"):
+        Runner("model.pt")
+
+
+def test_the_reason_of_a_failed_build_is_shown(monkeypatch, tmp_path: Path) -> None:
+    without_extension(monkeypatch)
+    monkeypatch.setattr(runner_module, "_BUILD_RECORD", tmp_path / "_build.json")
+    with pytest.raises(ImportError, match=r"pip install \."):
+        Runner("model.pt")
+    failure = tmp_path / "_build_failure.txt"
+    failure.write_text("no compiler anywhere")
+    monkeypatch.setattr(runner_module, "_BUILD_FAILURE", failure)
+    with pytest.raises(ImportError, match="could not be compiled on installation:\nno compiler anywhere"):
+        Runner("model.pt")
+    assert "no compiler anywhere" in build_info()["reason"]

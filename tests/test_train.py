@@ -1,0 +1,445 @@
+"""Training: what is drawn and stepped, runs that are killed, spread or broken, and the digits from folder to runner."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import save_published_layout, seed_model, subprocess_environment
+
+import swsl
+from swsl.checkpoint import load_checkpoint
+from swsl.data import (
+    Augmentation,
+    DataError,
+    EpochBatches,
+    TrainingImages,
+    list_training_data,
+)
+from swsl.eager import EagerRunner
+from swsl.evaluate import evaluate
+from swsl.export import TOLERANCES, read_metadata, relative_error
+from swsl.labelled import read_labelled
+from swsl.optimisation import AveragedModel, learning_rate_at, make_optimizer
+from swsl.recipe import Architecture, TrainOptions
+from swsl.runner import build_info
+from swsl.train import METRICS, DivergenceError, finetune
+
+SMALL = Architecture((1, 1, 1, 1), groups=2, width_per_group=4)
+SMALL_ARGUMENTS = ("--scratch", "--architecture", "1,1,1,1:2x4", "--input-size", "32", "--no-flip")
+
+
+def swsl_command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "swsl", *map(str, arguments)]
+
+
+def run(*command: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, env=subprocess_environment()
+    )
+    assert result.returncode == code, result.stdout + result.stderr
+    return result
+
+
+@pytest.fixture
+def options(few_digits: Path, tmp_path: Path) -> TrainOptions:
+    """A run of a second or two."""
+    return TrainOptions(
+        data=few_digits, output=tmp_path / "run", scratch=True, architecture=SMALL, input_size=32, epochs=2,
+        batch_size=8, learning_rate=0.01, workers=0, device="cpu", augmentation=Augmentation(0.7, flip=False),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folders(few_digits: Path, tmp_path: Path) -> Path:
+    """A copy of the few digits that a test may damage."""
+    return Path(shutil.copytree(few_digits, tmp_path / "copy"))
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    a, b = (load_checkpoint(path).model.state_dict() for path in (first, second))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+# --- the data
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda root: shutil.rmtree(root / "val"), "val: no such folder; expected"),
+        (lambda root: shutil.rmtree(root / "val" / "3"), "same classes; only in train: 3"),
+        (lambda root: (root / "train" / "cat").mkdir(), "cat: no images"),
+        (lambda root: [shutil.rmtree(root / p / c) for p in ("train", "val") for c in "01"], "two classes"),
+    ],
+)
+def test_bad_folders_are_refused_before_training(
+    folders: Path, options: TrainOptions, damage: Callable[[Path], object], message: str
+) -> None:
+    damage(folders)
+    with pytest.raises(DataError, match=message):
+        finetune(replace(options, data=folders))
+    assert not options.output.exists()
+
+
+def test_an_epoch_uses_every_image_once_in_batches_of_nearly_one_size() -> None:
+    for world, accumulate in ((1, 1), (2, 1), (3, 2)):
+        processes = [
+            EpochBatches(101, 4, accumulate=accumulate, rank=rank, world=world, seed=5)
+            for rank in range(world)
+        ]
+        batches = [list(process) for process in processes]
+        drawn = sorted(index for process in batches for batch in process for _, index in batch)
+        assert drawn == list(range(101))
+        assert len({len(process) for process in batches}) == 1
+        sizes = {len(batch) for process in batches for batch in process}
+        assert max(sizes) <= 4
+        assert max(sizes) - min(sizes) <= 2
+        steps = processes[0].steps
+        assert sum(processes[0].step_size(step) for step in range(steps)) == 101
+
+
+def test_batches_resume_in_the_middle_and_change_every_epoch() -> None:
+    batches = EpochBatches(50, 6, accumulate=2, seed=1)
+    whole = list(batches)
+    batches.first_step = 3
+    assert list(batches) == whole[6:]
+    batches.first_step, batches.epoch = 0, 1
+    assert [[i for _, i in batch] for batch in batches] != [[i for _, i in batch] for batch in whole]
+    with pytest.raises(ValueError, match="2 images or more"):
+        EpochBatches(7, 4, world=4)
+
+
+def test_an_augmented_image_depends_on_seed_epoch_and_index_alone(few_digits: Path) -> None:
+    train, _ = list_training_data(few_digits)
+    spec = swsl.PreprocessSpec((32, 32))
+    images = TrainingImages(train, spec, Augmentation(0.3, rand_augment=9), seed=3)
+    before = torch.get_rng_state()
+    first = images[(0, 5)][0]
+    assert first.dtype == torch.uint8
+    assert first.shape == (3, 32, 32)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(7)
+    images[(0, 4)]
+    assert torch.equal(images[(0, 5)][0], first)
+    assert not torch.equal(images[(1, 5)][0], first)
+    assert not torch.equal(TrainingImages(train, spec, Augmentation(0.3), seed=4)[(0, 5)][0], first)
+
+
+# --- the optimisation
+
+
+def test_the_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
+    rates = [learning_rate_at(step, 100, 10, 1.0) for step in range(101)]
+    assert rates[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
+    assert rates[10] == 1
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(0, abs=1e-12)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_parameter_groups() -> None:
+    model = swsl.ResNeXt((1, 1, 1, 1), 2, 4, 3)
+    groups = make_optimizer(model, weight_decay=0.1, norm_decay=False, layer_decay=0.5).param_groups
+    found = {id(p): (g["scale"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert len(found) == len(list(model.parameters()))
+    assert found[id(model.conv1.weight)] == (0.5**5, 0.1)
+    assert found[id(model.bn1.weight)] == (0.5**5, 0.0)
+    assert found[id(model.layer4[0].conv2.weight)] == (0.5, 0.1)
+    assert found[id(model.fc.weight)] == (1.0, 0.1)
+    assert found[id(model.fc.bias)] == (1.0, 0.0)
+    assert {g["weight_decay"] for g in make_optimizer(model, weight_decay=0.1).param_groups} == {0.1}
+
+
+def test_the_average_model() -> None:
+    model = swsl.ResNeXt((1, 1, 1, 1), 2, 4, 3)
+    average = AveragedModel(model, decay=0.25)
+    start = model.bn1.running_mean.clone()
+    model.bn1.running_mean += 8
+    average.update(model)  # its decay is still (1 + 1) / (10 + 1)
+    assert torch.allclose(average.model.bn1.running_mean, start + 8 * (1 - 2 / 11))
+    for _ in range(2):
+        average.update(model)
+    by_hand = 8 * (2 / 11) * (3 / 12) * 0.25
+    assert torch.allclose(average.model.bn1.running_mean, start + 8 - by_hand)
+
+
+# --- runs
+
+
+def test_a_run_leaves_a_model_that_scores_what_it_says(options: TrainOptions) -> None:
+    lines: list[str] = []
+    history = finetune(
+        replace(
+            options, accumulate=2, clip_norm=1.0, ema=0.9, mixup=0.2, cutmix=1.0, class_weights=True, layer_decay=0.8,
+            norm_decay=False, amp="bf16", augmentation=Augmentation(0.7, rand_augment=5), batch_size=4,
+        ),
+        lines.append,
+    )  # fmt: skip
+    assert [row["epoch"] for row in history] == [1, 2]
+    rows = list(csv.DictReader((options.output / "metrics.csv").open()))
+    assert [{key: float(value) for key, value in row.items()} for row in rows] == history
+    assert tuple(rows[0]) == METRICS
+    from PIL import Image
+
+    for name in ("curves", "confusion", "mistakes"):
+        assert Image.open(options.output / f"{name}.png").width > 100
+    assert "48 training and 21 validation images of 3 classes" in lines[0]
+
+    checkpoint = load_checkpoint(options.output / "best.pth")
+    assert checkpoint.labels == ("0", "1", "3")
+    assert checkpoint.license is checkpoint.variant is checkpoint.training is None
+    assert checkpoint.spec == swsl.PreprocessSpec((32, 32))
+    runner = EagerRunner(checkpoint.model, spec=checkpoint.spec, labels=checkpoint.labels, device="cpu")
+    found = evaluate(runner, read_labelled(options.data / "val", runner.labels)).tally
+    best = max(history, key=lambda row: (row["val_top1"], -row["val_loss"]))
+    assert checkpoint.metrics["epoch"] == best["epoch"]
+    assert found.top1.value == checkpoint.metrics["val_top1"]
+    assert found.loss == pytest.approx(checkpoint.metrics["val_loss"], rel=1e-5)
+
+
+def test_a_frozen_backbone_stays_as_it_was(options: TrainOptions, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    start = seed_model(swsl.ResNeXt(SMALL.layers, SMALL.groups, SMALL.width_per_group, 1000))
+    weights = save_published_layout(start, tmp_path / "start.pth")
+    finetune(replace(options, scratch=False, weights=str(weights), freeze_backbone=True, epochs=1))
+    trained = load_checkpoint(options.output / "last.pth").model
+    for key, value in trained.state_dict().items():
+        if not key.startswith("fc.") and not key.endswith("num_batches_tracked"):
+            assert torch.equal(value, start.state_dict()[key]), key
+    assert trained.num_classes == 3
+
+
+def test_diverging_stops_with_the_step_and_advice(options: TrainOptions) -> None:
+    with pytest.raises(DivergenceError, match=r"epoch 1, step \d of 6: .*below 1e\+30.*--clip-norm"):
+        finetune(replace(options, learning_rate=1e30, warmup_epochs=0.0))
+    assert not (options.output / "last.pth").exists()
+
+
+def test_corrupt_images_are_named_and_skipped_up_to_a_limit(
+    folders: Path, options: TrainOptions, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = [min((folders / part / "0").iterdir()) for part in ("train", "val")]
+    for path in bad:
+        path.write_bytes(path.read_bytes()[:40])
+    finetune(replace(options, data=folders))
+    errors = capsys.readouterr().err
+    for path in bad:
+        assert errors.count(f"skipped: {path}") == 1  # in two epochs
+    state = load_checkpoint(options.output / "last.pth").training
+    assert set(state["corrupt"]) == {str(path) for path in bad}
+
+    with pytest.raises(DataError, match="2 images cannot be read, more than 2%"):
+        finetune(replace(options, data=folders, max_corrupt=0.02, output=options.output.with_name("strict")))
+
+
+def test_the_published_recipe_is_scaled_and_said(options: TrainOptions) -> None:
+    lines: list[str] = []
+    finetune(replace(options, recipe="swsl", learning_rate=None, epochs=1), lines.append)
+    assert "learning rate 7.8125e-06 (0.0015 for batches of 1536, scaled to 8)" in lines[1]
+    assert "weight decay 0.0001" in lines[1]
+    assert options.resolved(world=4).batch_size == 32
+    assert replace(options, recipe="swsl", epochs=None).resolved(1).epochs == 30
+
+
+def test_a_run_is_neither_overwritten_nor_resumed_as_another(options: TrainOptions) -> None:
+    finetune(replace(options, epochs=1))
+    with pytest.raises(ValueError, match="holds a run already; continue it with --resume"):
+        finetune(options)
+    with pytest.raises(ValueError, match="started with epochs 1, not 2"):
+        finetune(replace(options, resume=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"recipe": "mine"}, "recipe: expected one of small, swsl"),
+        ({"amp": "fp16"}, "fp16 needs a GPU"),
+        ({"sync_bn": True}, "sync_bn: .* GPUs only"),
+        ({"freeze_backbone": True}, "freeze_backbone"),
+        ({"weights": "x.pth"}, "scratch: starts from no weights"),
+        ({"scratch": False}, "architecture: there are no published weights"),
+        ({"ema": 1.0}, "ema: expected above 0 and below 1"),
+        ({"batch_size": 0}, "batch_size: expected 1 or more, got 0"),
+        ({"batch_size": 1}, "2 images or more in a batch"),
+    ],
+)
+def test_options_that_cannot_be_had(options: TrainOptions, change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        finetune(replace(options, **change))
+
+
+def test_resuming_after_a_kill_ends_in_the_same_bits(few_digits: Path, tmp_path: Path) -> None:
+    arguments = (
+        "finetune", few_digits, *SMALL_ARGUMENTS, "--epochs", 4, "--batch-size", 4, "--lr", 0.01, "--ema", 0.9,
+        "--mixup", 0.2, "--rand-augment", 5, "--workers", 1, "--device", "cpu",
+    )  # fmt: skip
+    run(*swsl_command(*arguments, "-o", tmp_path / "whole"))
+
+    killed = (*arguments, "-o", tmp_path / "killed", "--checkpoint-steps", 1)
+    last = tmp_path / "killed" / "last.pth"
+    process = subprocess.Popen(swsl_command(*killed), env=subprocess_environment(), stdout=subprocess.DEVNULL)
+    for _ in range(2000):  # into the second epoch, and not onto its first step
+        if last.exists():
+            state = load_checkpoint(last).training
+            if state["epoch"] == 1 and state["step"] >= 2:
+                break
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    position = load_checkpoint(last).training
+    assert (position["epoch"], position["step"]) < (4, 0)
+
+    resumed = run(*swsl_command(*killed, "--resume"))
+    assert "resuming" in resumed.stdout
+    for name in ("last.pth", "best.pth"):
+        assert_same_weights(tmp_path / "whole" / name, tmp_path / "killed" / name)
+    metrics = [(tmp_path / folder / "metrics.csv").read_bytes() for folder in ("whole", "killed")]
+    assert metrics[0] == metrics[1]
+
+
+# --- several processes
+
+JOINT_GRADIENT = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from swsl.data import Augmentation, TrainingImages, collate, list_training_data
+from swsl.distributed import joined
+from swsl.recipe import Architecture, TrainOptions
+from swsl.train import _Run
+
+data, output, batch_size, accumulate = sys.argv[1:]
+options = TrainOptions(
+    Path(data), Path(output), scratch=True, architecture=Architecture((1, 1, 1, 1), 2, 4), input_size=32, epochs=1,
+    batch_size=int(batch_size), accumulate=int(accumulate), learning_rate=1e-9, class_weights=True, device="cpu",
+)
+train, val = list_training_data(data)
+with joined("cpu") as processes:
+    run = _Run(options, processes, train, val, print)
+    run.model.eval()  # BatchNorm by its running statistics: those of a batch are of each process alone
+    images = TrainingImages(train, run.spec, options.augmentation, options.seed)
+    parts = [collate([images[key] for key in batch])[:2] for batch in list(run.batches)[: options.accumulate]]
+    run._train_step(parts, 0)
+    if processes.first:
+        torch.save({name: p.grad for name, p in run.model.named_parameters()}, Path(output, "gradients.pt"))
+"""
+
+
+def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return run(
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, *arguments
+    )
+
+
+def test_two_processes_step_by_the_gradient_of_the_joint_batch(few_digits: Path, tmp_path: Path) -> None:
+    script = tmp_path / "step.py"
+    script.write_text(JOINT_GRADIENT)
+    run(sys.executable, script, few_digits, tmp_path / "one", 10, 1)
+    run(sys.executable, script, few_digits, tmp_path / "accumulated", 5, 2)
+    torchrun(script, few_digits, tmp_path / "two", 5, 1)
+    one, accumulated, two = (
+        torch.load(tmp_path / name / "gradients.pt") for name in ("one", "accumulated", "two")
+    )
+    for name, expected in one.items():
+        assert expected.abs().max() > 0
+        assert relative_error(two[name], expected) <= TOLERANCES["float32"], name
+        assert relative_error(accumulated[name], expected) <= TOLERANCES["float32"], name
+
+
+def test_torchrun_counts_every_validation_image_once(few_digits: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    result = torchrun(
+        "-m", "swsl", "finetune", few_digits, *SMALL_ARGUMENTS, "--epochs", 1, "--batch-size", 4, "--workers", 0,
+        "--device", "cpu", "-o", output,
+    )  # fmt: skip
+    assert "2 processes on cpu" in result.stdout
+    assert result.stdout.count("epoch 1/1") == 1
+    found = json.loads(
+        run(
+            *swsl_command("validate", few_digits / "val", "--weights", output / "best.pth", "--json", "-")
+        ).stdout
+    )
+    assert found["images"] == 21  # which two processes cannot share evenly
+    row = next(csv.DictReader((output / "metrics.csv").open()))
+    assert float(row["val_top1"]) == found["top1"]["value"]
+    assert float(row["val_loss"]) == pytest.approx(found["loss"], rel=1e-5)
+
+
+# --- the whole way
+
+
+@pytest.mark.slow
+def test_fine_tuning_a_variant_from_weights_in_the_published_layout(
+    few_digits: Path, weights50: Path, model50: swsl.ResNeXt, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    run(
+        *swsl_command(
+            "finetune", few_digits, "--weights", weights50, "--input-size", 64, "--epochs", 1, "--freeze-backbone",
+            "--batch-size", 24, "--workers", 1, "--device", "cpu", "-o", output,
+        )
+    )  # fmt: skip
+    checkpoint = load_checkpoint(output / "best.pth")
+    assert checkpoint.variant == "swsl_resnext50_32x4d"
+    assert checkpoint.license == "CC-BY-NC-4.0"
+    assert torch.equal(checkpoint.model.layer4[2].conv3.weight, model50.layer4[2].conv3.weight)
+    run(*swsl_command("export", output / "best.pth", "-o", tmp_path / "mine.pt"))
+    metadata = read_metadata(tmp_path / "mine.pt")
+    assert metadata["labels"] == ["0", "1", "3"]
+    assert metadata["license"] == "CC-BY-NC-4.0"
+    assert metadata["preprocess"]["input_size"] == [64, 64]
+
+
+@pytest.mark.slow
+def test_a_compiled_step_is_the_eager_one(options: TrainOptions) -> None:
+    options = replace(options, epochs=1, batch_size=64)  # one step: over more, rounding grows without bound
+    eager = finetune(options)[0]
+    compiled = finetune(replace(options, compile=True, output=options.output.with_name("compiled")))[0]
+    assert compiled["train_loss"] == pytest.approx(eager["train_loss"], rel=1e-4)
+    assert compiled["val_loss"] == pytest.approx(eager["val_loss"], rel=1e-2)
+
+
+@pytest.mark.slow
+def test_digits_from_a_folder_to_the_compiled_runner(digits: Path, tmp_path: Path) -> None:
+    output, frozen = tmp_path / "run", tmp_path / "mine.pt"
+    run(
+        *swsl_command(
+            "finetune", digits, *SMALL_ARGUMENTS, "--epochs", 12, "--lr", 0.02, "--crop-scale", 0.7, "--workers", 1,
+            "--device", "cpu", "-o", output,
+        )
+    )  # fmt: skip
+    run(*swsl_command("export", output / "best.pth", "-o", frozen))
+
+    def validated(*engine: object) -> dict[str, object]:
+        return json.loads(run(*swsl_command("validate", digits / "val", *engine, "--json", "-")).stdout)
+
+    eager = validated("--weights", output / "best.pth")
+    assert eager["images"] == 599
+    assert eager["top1"]["value"] >= 0.97
+    assert validated("--frozen", frozen)["top1"] == eager["top1"]
+    if not build_info()["compiled"]:
+        assert os.environ.get("SWSL_REQUIRE_RUNNER") != "1", build_info()["reason"]
+        return
+    assert validated("--runner", frozen)["top1"] == eager["top1"]
+    checkpoint = load_checkpoint(output / "best.pth")
+    paths = sorted(map(str, (digits / "val").glob("*/*.png")))
+    expected = EagerRunner(
+        checkpoint.model, spec=checkpoint.spec, labels=checkpoint.labels, device="cpu"
+    ).logits(paths)
+    assert relative_error(swsl.Runner(frozen).logits(paths), expected) <= TOLERANCES["float32"]
+    classified = run(*swsl_command("classify", paths[0], "--runner", frozen, "--top-k", 1)).stdout
+    assert classified.split()[-1] == Path(paths[0]).parent.name

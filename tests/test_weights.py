@@ -1,0 +1,372 @@
+"""Downloading, reading, checking and loading weights; every error message."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pickle
+import re
+import subprocess
+import sys
+import threading
+import types
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import NAMES, Server, save_published_layout, seeded_model, subprocess_environment
+from safetensors.torch import save_file
+
+import swsl
+from swsl import variants, weights
+from swsl.resnext import ResNeXt
+
+NAME = "swsl_resnext50_32x4d"
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def small_model(num_classes: int = 5) -> ResNeXt:
+    return ResNeXt((1, 1, 1, 1), 4, 4, num_classes)
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
+
+
+# the published layout
+
+
+def check_published_layout(name: str, folder: Path) -> None:
+    variant = swsl.VARIANTS[name]
+    model = seeded_model(name)
+    path = save_published_layout(model, folder / "seeded.pth")
+    tensors = [key for key in model.state_dict() if not key.endswith("num_batches_tracked")]
+    with open(path, "rb") as file:
+        for _ in range(4):  # magic number, protocol, system information, the state dict
+            storage_keys: list[str] = []
+
+            class Keys(pickle.Unpickler):
+                def persistent_load(self, saved: tuple) -> object:
+                    storage_keys.append(saved[2])  # noqa: B023
+                    return torch.storage.UntypedStorage(0)
+
+                def find_class(self, module: str, name: str) -> object:
+                    if name == "_rebuild_tensor_v2":
+                        return lambda *_: None
+                    return super().find_class(module, name)
+
+            Keys(file).load()
+    # A key is an address in decimal digits and stands in the file twice; the published ones have one digit more than ours.
+    assert len(storage_keys) == len(tensors)
+    published_digits = 15
+    missing_digits = sum(2 * (published_digits - len(key)) for key in storage_keys)
+    assert variant.file_size - path.stat().st_size == missing_digits
+    assert same(swsl.create_model(name, weights=path).eval(), model)
+
+
+def test_published_layout(tmp_path: Path) -> None:
+    check_published_layout(NAME, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_published_layout_of_the_large_variants(name: str, tmp_path: Path) -> None:
+    check_published_layout(name, tmp_path)
+
+
+# downloading
+
+
+@pytest.fixture
+def published(server: Server, weights50: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The 50's table entry points at the local server, which has seeded weights for it."""
+    data = weights50.read_bytes()
+    prefix = sha256(data)[:8]
+    server.files[f"/seeded-{prefix}.pth"] = data
+    entry = dataclasses.replace(
+        swsl.VARIANTS[NAME], url=f"{server.url}/seeded-{prefix}.pth", sha256_prefix=prefix
+    )
+    monkeypatch.setattr(variants, "VARIANTS", types.MappingProxyType({**swsl.VARIANTS, NAME: entry}))
+    return server
+
+
+def test_pretrained_downloads_once_and_then_needs_no_network(
+    published: Server, model50: ResNeXt, torch_home: Path
+) -> None:
+    assert same(swsl.create_model(NAME).eval(), model50)
+    assert len(published.requests) == 1
+    published.stop()
+    assert same(swsl.create_model(NAME).eval(), model50)
+    folder = torch_home / "hub" / "checkpoints"
+    file, record = sorted(folder.iterdir())
+    assert file.suffix == ".pth"
+    assert json.loads(record.read_text())["sha256"] == sha256(file.read_bytes())
+
+
+def test_a_file_cached_by_others_is_checked_once(
+    server: Server, torch_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, data = f"{server.url}/w-1.pth", b"abc" * 1000
+    path = weights.cache_path(url)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(data)
+    assert weights.download(url, sha256_prefix=sha256(data)[:8]) == path
+    hashed = []
+    monkeypatch.setattr(weights, "file_sha256", lambda path: hashed.append(path) or sha256(data))
+    assert weights.download(url, sha256_prefix=sha256(data)[:8]) == path
+    assert hashed == []
+    path.write_bytes(data)  # touched since: the record no longer speaks of this file
+    weights.download(url, sha256_prefix=sha256(data)[:8])
+    assert hashed == [path]
+    assert server.requests == []
+
+
+def test_a_wrong_cached_file_is_replaced_and_said(server: Server) -> None:
+    url, data = f"{server.url}/w.pth", b"right" * 100
+    server.files["/w.pth"] = data
+    path = weights.cache_path(url)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"wrong")
+    with pytest.warns(UserWarning, match="expected .*; removed, downloading it again"):
+        weights.download(url, sha256_prefix=sha256(data)[:8])
+    assert path.read_bytes() == data
+
+
+def test_wrong_hash_is_not_kept(server: Server, torch_home: Path) -> None:
+    server.files["/w-00000000.pth"] = b"something else"
+    with pytest.raises(swsl.WeightsError, match="SHA-256 is .*expected 00000000…; the file was not kept"):
+        weights.locate(f"{server.url}/w-00000000.pth")
+    assert list((torch_home / "hub" / "checkpoints").iterdir()) == []
+
+
+def test_a_download_cut_short_is_not_kept(server: Server, torch_home: Path) -> None:
+    server.files["/w.pth"] = bytes(100_000)
+    server.cut_short.add("/w.pth")
+    with pytest.raises(swsl.WeightsError, match="cut short at 50000 of 100000 bytes. Try again"):
+        weights.download(f"{server.url}/w.pth")
+    assert list((torch_home / "hub" / "checkpoints").iterdir()) == []
+
+
+def test_http_errors_name_the_code_and_the_place(server: Server) -> None:
+    with pytest.raises(
+        swsl.WeightsError, match=r"answered 404 .*Put the file at .*checkpoints/nothing.pth .*weights="
+    ):
+        weights.download(f"{server.url}/nothing.pth")
+
+
+def test_no_network_says_where_the_file_would_be(server: Server) -> None:
+    server.stop()
+    with pytest.raises(
+        swsl.WeightsError, match=r"cannot be reached .*Put the file at .*checkpoints/w.pth .*weights="
+    ):
+        weights.download(f"{server.url}/w.pth")
+
+
+def test_two_processes_download_at_once(server: Server, torch_home: Path) -> None:
+    data = bytes(range(256)) * 4000
+    prefix = sha256(data)[:8]
+    server.files["/w.pth"] = data
+    both_asked = threading.Barrier(2, timeout=60)
+    server.before_sending = both_asked.wait
+    code = (
+        f"from swsl import weights; print(weights.download('{server.url}/w.pth', sha256_prefix='{prefix}'))"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=subprocess_environment()
+        )
+        for _ in range(2)
+    ]
+    paths = {process.communicate()[0].strip() for process in processes}
+    assert [process.returncode for process in processes] == [0, 0]
+    assert len(server.requests) == 2
+    assert len(paths) == 1
+    assert Path(paths.pop()).read_bytes() == data
+    assert len(list((torch_home / "hub" / "checkpoints").iterdir())) == 2  # the file and its record
+
+
+def test_urls_of_the_same_name_are_not_mixed_up(server: Server) -> None:
+    server.files.update({"/a/w.pth": b"a", "/b/w.pth": b"b"})
+    assert weights.locate(f"{server.url}/a/w.pth").read_bytes() == b"a"
+    assert weights.locate(f"{server.url}/b/w.pth").read_bytes() == b"b"
+    server.stop()
+    assert weights.locate(f"{server.url}/b/w.pth").read_bytes() == b"b"
+
+
+# reading
+
+
+@pytest.fixture
+def state() -> dict[str, torch.Tensor]:
+    return dict(small_model().state_dict())
+
+
+@pytest.mark.parametrize(
+    ("wrap", "layout"),
+    [
+        (wrap, layout)
+        for wrap in ("plain", "state_dict", "model", "module.", "both")
+        for layout in ("zip", "legacy")
+    ]
+    + [
+        ("plain", "safetensors"),
+        ("module.", "safetensors"),
+    ],  # a safetensors file is flat: it has no wrappers
+)
+def test_every_container_reads_the_same(wrap: str, layout: str, state: dict, tmp_path: Path) -> None:
+    content: dict = {f"module.{k}": v for k, v in state.items()} if wrap in ("module.", "both") else state
+    if wrap in ("state_dict", "model", "both"):
+        content = {"model" if wrap == "model" else "state_dict": content, "epoch": 3}
+    path = tmp_path / "file.bin"  # told apart by content, not by name
+    if layout == "safetensors":
+        save_file({k: v.contiguous() for k, v in content.items()}, path)
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=layout == "zip")
+    found = weights.read_state_dict(path)
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[key], value) for key, value in state.items())
+
+
+class Attack:
+    def __reduce__(self) -> tuple:
+        return (print, ("code ran",))
+
+
+def file_of(content: object, tmp_path: Path, **options: object) -> Path:
+    path = tmp_path / "w.pth"
+    torch.save(content, path, **options)
+    return path
+
+
+def cut(path: Path, keep: float) -> Path:
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+    return path
+
+
+@pytest.mark.parametrize("keep", [0.001, 0.3, 0.999])
+@pytest.mark.parametrize("layout", ["zip", "legacy", "safetensors"])
+def test_truncated_files(layout: str, keep: float, state: dict, tmp_path: Path) -> None:
+    if layout == "safetensors":
+        path = tmp_path / "w.safetensors"
+        save_file(state, path)
+    else:
+        path = file_of(state, tmp_path, _use_new_zipfile_serialization=layout == "zip")
+    with pytest.raises(
+        swsl.WeightsError, match=f"{re.escape(str(cut(path, keep)))}.*truncated or damaged.*again"
+    ) as caught:
+        weights.read_state_dict(path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_files_that_are_no_state_dict(tmp_path: Path, state: dict) -> None:
+    for content, found in (
+        ([1, 2], "found a list"),
+        ({}, "found an empty dict"),
+        ({"a": 1}, "found a int under 'a'"),
+        ({"state_dict": {"a": "b"}}, "found a str under 'a'"),
+        (torch.zeros(3), "found a Tensor"),
+    ):
+        with pytest.raises(swsl.WeightsError, match=f"expected a state dict.*{found}"):
+            weights.read_state_dict(file_of(content, tmp_path))
+    for data, found in ((b"", "an empty file"), (b"<html>not found</html>", "bytes b'<htm'")):
+        (tmp_path / "w.pth").write_bytes(data)
+        with pytest.raises(
+            swsl.WeightsError, match=f"expected a .pth, .pt or .safetensors file, found {found}"
+        ):
+            weights.read_state_dict(tmp_path / "w.pth")
+    torch.jit.script(torch.nn.ReLU()).save(str(tmp_path / "w.pt"))
+    with pytest.raises(swsl.WeightsError, match="is a TorchScript module, expected a state dict; .*--runner"):
+        weights.read_state_dict(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("layout", ["zip", "legacy"])
+def test_code_is_not_run(layout: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = file_of({"state_dict": Attack()}, tmp_path, _use_new_zipfile_serialization=layout == "zip")
+    with pytest.raises(
+        swsl.WeightsError, match="refused, since loading it would run code .*save model.state_dict"
+    ):
+        weights.read_state_dict(path)
+    assert "code ran" not in capsys.readouterr().out
+    with pytest.raises(swsl.WeightsError, match="would run code"):
+        weights.read_state_dict(file_of(small_model(), tmp_path))
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    with pytest.raises(swsl.WeightsError, match="nowhere.pth: no such file; expected a state dict"):
+        swsl.create_model(NAME, weights=tmp_path / "nowhere.pth")
+    with pytest.raises(swsl.WeightsError, match="is a directory; expected a state dict"):
+        swsl.create_model(NAME, weights=tmp_path)
+
+
+# loading
+
+
+def test_other_class_counts_keep_everything_but_the_classifier(weights50: Path, model50: ResNeXt) -> None:
+    torch.manual_seed(0)
+    model = swsl.create_model(NAME, weights=weights50, num_classes=7).eval()
+    assert torch.equal(model.layer4[2].conv3.weight, model50.layer4[2].conv3.weight)
+    assert model.fc.weight.shape == (7, 2048)
+    assert 0 < model.fc.weight.std() < 0.03  # nn.Linear's own initialisation
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        pooled = model50.forward_head(model50.forward_features(x), pre_logits=True)
+        assert torch.equal(swsl.create_model(NAME, weights=weights50, num_classes=0).eval()(x), pooled)
+
+
+def test_a_fine_tuned_classifier_is_kept(tmp_path: Path) -> None:
+    saved, model = small_model(7), small_model(7)
+    weights.load_into(model, weights.read_state_dict(file_of(saved.state_dict(), tmp_path)), "w.pth")
+    assert same(model, saved)
+    with pytest.raises(swsl.WeightsError, match=r"2 of another shape \(fc.weight .*say num_classes=7"):
+        weights.load_into(small_model(1000), saved.state_dict(), "w.pth")
+
+
+def test_another_variants_file_is_named(weights50: Path) -> None:
+    with pytest.raises(
+        swsl.WeightsError, match=r"seeded50.pth holds swsl_resnext50_32x4d, not swsl_resnext101_32x8d"
+    ):
+        swsl.create_model("swsl_resnext101_32x8d", weights=weights50)
+
+
+def test_missing_and_unexpected_names_are_counted_and_few_are_shown(state: dict) -> None:
+    for key in [key for key in state if key.startswith("layer4")]:
+        state[f"other.{key}"] = state.pop(key)
+    total = sum(key.startswith("other.") for key in state)
+    tracked = sum(key.endswith("num_batches_tracked") and key.startswith("other.") for key in state)
+    with pytest.raises(swsl.WeightsError) as caught:
+        weights.load_into(small_model(), state, "w.pth")
+    assert str(caught.value) == (
+        f"weights: w.pth does not fit the model: {total - tracked} missing (layer4.0.conv1.weight, layer4.0.bn1.weight, "
+        f"layer4.0.bn1.bias, …); {total} unexpected (other.layer4.0.conv1.weight, other.layer4.0.bn1.weight, "
+        "other.layer4.0.bn1.bias, …)"
+    )
+
+
+def test_shapes_must_fit(state: dict) -> None:
+    state["conv1.weight"] = torch.zeros(64, 1, 7, 7)
+    with pytest.raises(
+        swsl.WeightsError,
+        match=r"1 of another shape \(conv1.weight \(64, 1, 7, 7\), expected \(64, 3, 7, 7\)",
+    ):
+        weights.load_into(small_model(), state, "w.pth")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_must_be_finite(value: float, state: dict) -> None:
+    state["bn1.weight"][3] = value
+    with pytest.raises(swsl.WeightsError, match=r"1 tensors hold NaN or infinity \(bn1.weight\)"):
+        weights.load_into(small_model(), state, "w.pth")
+
+
+def test_torchvision_checkpoints_with_batch_counts_load(state: dict) -> None:
+    assert any(key.endswith("num_batches_tracked") for key in state)
+    model = small_model()
+    weights.load_into(model, OrderedDict(state), "w.pth")
+    assert torch.equal(model.conv1.weight, state["conv1.weight"])

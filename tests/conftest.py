@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import os
 import shutil
+import signal
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -19,6 +20,9 @@ from swsl._torchvision import import_torchvision
 from swsl.runner import build_info
 
 import_torchvision()  # or, beside a CPU build of torch, its import would fail, and timm's with it
+
+# A CI may start its jobs with SIGINT ignored, which the commands that tests interrupt would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
 NAMES = tuple(swsl.VARIANTS)

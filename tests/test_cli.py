@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -157,23 +158,27 @@ def test_demo_with_weights(tmp_path: Path, engine: list[str], capsys: pytest.Cap
 
 
 def test_interruption_leaves_no_traceback(folder: Path, engine: list[str]) -> None:
-    import signal
-
     process = subprocess.Popen(
         [sys.executable, "-m", "swsl", "classify", "-", *engine, "--batch-size", "1", "-o", "out.csv"],
         stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, env=subprocess_environment(),
     )  # fmt: skip
-    process.stdin.write("nowhere.jpg\n")
-    process.stdin.flush()
-    while "nowhere.jpg" not in process.stderr.readline():  # until it is in the midst of its work
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
+    try:
+        # The first row comes at the latest when as many images are under way as a stream takes, three batches.
+        process.stdin.write("nowhere.jpg\n" * 8)
+        process.stdin.flush()
+        while "nowhere.jpg" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)  # it waits for a ninth name
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
-    assert errors.splitlines() == [
-        "swsl: 1 rows are in out.csv.partial; go on with --resume",
-        "swsl: interrupted",
-    ]
+    *failures, kept, last = errors.splitlines()
+    assert last == "swsl: interrupted"
+    assert all(line.startswith("swsl: error: nowhere.jpg: ") for line in failures)
+    rows = (folder / "out.csv.partial").read_text().splitlines()[1:]
+    assert 1 <= len(rows) <= 8
+    assert kept == f"swsl: {len(rows)} rows are in out.csv.partial; go on with --resume"
     assert [path.name for path in folder.glob("*out*")] == ["out.csv.partial"]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +14,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import subprocess_environment
 from PIL import Image
 
+import swsl
 from swsl import cli
 from swsl.bulk import BulkOutput, CsvOutput, JsonOutput, NpyOutput, ParquetOutput, ResumeError
 from swsl.image import ImageError
 from swsl.prediction import Prediction, Result
+from swsl.runner import build_info
 
 FEATURES = 3
 INPUTS = [f'folder/{i}, "quoted" ü{".jpg" if i % 2 else chr(10) + ".png"}' for i in range(40)]
@@ -251,3 +256,70 @@ def test_wrong_usage(arguments: list[str], message: str, capsys: pytest.CaptureF
         cli.main(arguments)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+# Imports once, then forks runs, each going on with the one before, and kills each at a random moment.
+KILLER = """
+import os, random, signal, sys, time
+import pyarrow.parquet
+from swsl import cli, runner
+
+inputs, target, *arguments = sys.argv[1:]
+files = (target, target + ".paths.csv")
+
+def start():
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(inputs, os.O_RDONLY), 0)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        os._exit(cli.main([*arguments, "-", "-o", target, "--resume"]))
+    return child
+
+def taken():
+    if target.endswith(".parquet"):
+        found = [pyarrow.parquet.read_table(target)]
+    else:
+        found = [open(name, "rb").read() for name in files if os.path.exists(name)]
+    for name in files:
+        if os.path.exists(name):
+            os.remove(name)
+    return found
+
+began = time.monotonic()
+assert os.waitpid(start(), 0)[1] == 0
+seconds, whole = time.monotonic() - began, taken()
+rng, kills, under_way = random.Random(20), 0, 0
+while kills < 20:
+    child, end, alive = start(), time.monotonic() + rng.uniform(0, seconds), True
+    while alive and time.monotonic() < end:
+        alive = os.waitpid(child, os.WNOHANG)[0] == 0
+        time.sleep(0.001)
+    if alive:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        kills += 1
+        under_way += os.path.exists(target + ".partial")
+    if os.path.exists(target):
+        assert taken() == whole
+os.waitpid(start(), 0)
+assert taken() == whole
+print(under_way)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["out.csv", "out.npy", "out.parquet"])
+def test_runs_killed_at_random_moments(name: str, tmp_path: Path, photo: Path) -> None:
+    if not build_info()["compiled"]:
+        pytest.skip("too slow without the compiled runner")
+    model, inputs = tmp_path / "tiny.pt", tmp_path / "inputs.txt"
+    network = swsl.ResNeXt((1, 1, 1, 1), groups=1, width_per_group=4, num_classes=7).eval()
+    swsl.export_model(network, model, spec=swsl.PreprocessSpec(input_size=(64, 64)), labels="ABCDEFG")
+    inputs.write_text(f"{photo}\n" * 500)
+    command = ["embed" if name == "out.npy" else "classify", "--runner", model, "--batch-size", "4"]
+    driver = subprocess.run(
+        [sys.executable, "-c", KILLER, inputs, tmp_path / name, *command],
+        capture_output=True, text=True, env=subprocess_environment(),
+    )  # fmt: skip
+    assert driver.returncode == 0, driver.stderr
+    assert int(driver.stdout) >= 5  # kills that met a run under way

@@ -10,7 +10,15 @@ _Source = str | PathLike[str] | Buffer | Tensor
 
 class Runner:
     def __init__(
-        self, model: str, *, device: str, dtype: str, threads: int, batch_size: int, exif_orientation: bool
+        self,
+        model: str,
+        *,
+        device: str,
+        dtype: str,
+        threads: int,
+        batch_size: int,
+        exif_orientation: bool,
+        dct_scaling: bool,
     ) -> None: ...
     def classify(
         self, images: Sequence[_Source], top_k: int

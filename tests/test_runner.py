@@ -87,6 +87,17 @@ def test_every_kind_of_image_has_the_references_pixels(runner: Runner, photo: Pa
     assert torch.equal(runner.preprocess([gif])[0], swsl.preprocess(gif, SPEC))
 
 
+def test_dct_scaling_on_request(path: Path, photo: Path) -> None:
+    small = encoded(Image.open(photo), "JPEG")
+    large = encoded(Image.open(photo).resize((700, 600), Image.Resampling.BICUBIC), "JPEG", quality=95)
+    exact, scaled = Runner(path), Runner(path, dct_scaling=True)
+    for image in (small, large):
+        assert torch.equal(exact.preprocess([image])[0], swsl.preprocess(image, SPEC))
+    assert torch.equal(scaled.preprocess([small]), exact.preprocess([small]))
+    steps = (scaled.preprocess([large]) - exact.preprocess([large])).abs() * 0.23 * 255
+    assert 0 < steps.mean() < 1  # of 1/255
+
+
 def test_exif_orientation_on_request(path: Path, photo: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -29,6 +29,12 @@ EngineOptions engine_options(const RunnerOptions& options) {
   return out;
 }
 
+DecodeOptions decode_options(const PreprocessSpec& spec, const RunnerOptions& options) {
+  DecodeOptions out{.exif_orientation = options.exif_orientation};
+  if (options.dct_scaling) out.dct_scaling = std::max(1, static_cast<int>(std::max(spec.height, spec.width) / spec.crop_pct));
+  return out;
+}
+
 }  // namespace
 
 std::string name_of(const ImageSource& source) {
@@ -43,7 +49,7 @@ Runner::State::State(const FrozenModel& model, const RunnerOptions& options)
       preprocessor(metadata.preprocess),
       engine(make_engine(model, engine_options(options))),
       cores(available_cores()),
-      decoders({.exif_orientation = options.exif_orientation}),
+      decoders(decode_options(metadata.preprocess, options)),
       workers(options.threads ? options.threads : available_cores()) {}
 
 std::string Runner::State::preprocess(const ImageSource& source, float* output, const std::function<void()>& when_read) {

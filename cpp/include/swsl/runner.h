@@ -41,6 +41,9 @@ struct RunnerOptions {
   int threads = 0;
   int batch_size = 0;  // images in one forward pass at most; 0: 16 on a CPU, 64 on CUDA
   bool exif_orientation = false;  // turn images as their EXIF tag says (timm and torchvision do not)
+  // Inexact: JPEGs of at least four times the size that they are resized to are shrunk inside the decoder (image.h); the
+  // README has what that gains and what it does to logits.
+  bool dct_scaling = false;
 };
 
 // The bytes of an image file. `name` is what errors call it.

@@ -132,6 +132,7 @@ class Runner:
         exif_orientation: bool = False,
     ) -> None:
         self._module = _extension()
+        _check_types("a path", (str, os.PathLike), model=model)
         _check_types("a string", str, device=device, dtype=dtype)
         _check_types("a whole number", SupportsIndex, threads=threads, batch_size=batch_size)
         _check_types("True or False", bool, exif_orientation=exif_orientation)

@@ -92,10 +92,11 @@ def open_runner(arguments: argparse.Namespace, **options: Any) -> Runner | Eager
     from .checkpoint import load_model
     from .eager import EagerRunner
 
+    loaded = load_model(arguments.model, arguments.weights)
+    runner = EagerRunner(loaded.model, spec=loaded.spec, labels=loaded.labels, **options)
     reason = built["reason"].splitlines()[0].rstrip(":")
     print(f"swsl: {reason}; using eager PyTorch", file=sys.stderr)
-    loaded = load_model(arguments.model, arguments.weights)
-    return EagerRunner(loaded.model, spec=loaded.spec, labels=loaded.labels, **options)
+    return runner
 
 
 def _open_and_say(arguments: argparse.Namespace) -> Runner | EagerRunner:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+with warnings.catch_warnings():  # numpy is not needed here, so that it is missing is no news
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+    import torch  # noqa: F401
 
 from .image import ImageError, load_image
 from .preprocess import PreprocessSpec, preprocess, preprocess_batch

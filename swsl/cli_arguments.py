@@ -22,6 +22,15 @@ def add_model(command: argparse._ActionsContainer, *, runner: bool = True) -> No
         )
 
 
+def refuse_two_models(arguments: argparse.Namespace) -> None:
+    """A frozen module is a whole model: what names another beside it would be without effect."""
+    module = arguments.runner or getattr(arguments, "frozen", None)
+    if module and (arguments.weights or arguments.model != DEFAULT_MODEL):
+        raise argparse.ArgumentError(
+            None, f"--model, --weights: {module} is a model with weights; give one or the other"
+        )
+
+
 def variant_name(name: str) -> str:
     """An argument's type: the name of a variant."""
     from .variants import find_variant

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli_arguments import add_model, positive
+from .cli_arguments import add_model, positive, refuse_two_models
 
 if TYPE_CHECKING:
     from .bulk import BulkOutput
@@ -31,7 +31,7 @@ def add_commands(commands: Any) -> None:
         "--top-k", type=positive, default=5, metavar="K", help="classes for each image (default 5)"
     )
     command.add_argument(
-        "--format", choices=("table", "json", "csv"), default="table",
+        "--format", choices=("table", "json", "csv"),
         help="of what is printed; json is one object a line (default table)",
     )  # fmt: skip
     command.add_argument(
@@ -81,6 +81,7 @@ def open_runner(arguments: argparse.Namespace, **options: Any) -> Runner | Eager
     """The compiled runner where it is built, eager PyTorch where it is not, which is then said."""
     from .runner import Runner, build_info
 
+    refuse_two_models(arguments)
     if arguments.runner:
         return Runner(arguments.runner, **options)
     built = build_info()
@@ -91,9 +92,17 @@ def open_runner(arguments: argparse.Namespace, **options: Any) -> Runner | Eager
     from .checkpoint import load_model
     from .eager import EagerRunner
 
-    print(f"swsl: {built['reason'].splitlines()[0]}; using eager PyTorch", file=sys.stderr)
     loaded = load_model(arguments.model, arguments.weights)
-    return EagerRunner(loaded.model, spec=loaded.spec, labels=loaded.labels, **options)
+    runner = EagerRunner(loaded.model, spec=loaded.spec, labels=loaded.labels, **options)
+    reason = built["reason"].splitlines()[0].rstrip(":")
+    print(f"swsl: {reason}; using eager PyTorch", file=sys.stderr)
+    return runner
+
+
+def _open_and_say(arguments: argparse.Namespace) -> Runner | EagerRunner:
+    runner = open_runner(arguments, device=arguments.device, batch_size=arguments.batch_size)
+    print(f"swsl: {runner!r}", file=sys.stderr)
+    return runner
 
 
 def _classify(arguments: argparse.Namespace) -> int:
@@ -105,11 +114,13 @@ def _classify(arguments: argparse.Namespace) -> int:
         raise argparse.ArgumentError(
             None, f"-o: expected a name ending in .csv, .jsonl or .parquet, got {arguments.output!r}"
         )
+    if arguments.output and arguments.format:
+        raise argparse.ArgumentError(None, "--format: the name after -o decides; give one of them")
     if arguments.resume and not arguments.output:
         raise argparse.ArgumentError(None, "--resume: needs the -o FILE of the run to go on with")
     if _is_complete(arguments):
         return 0
-    runner = open_runner(arguments, device=arguments.device, batch_size=arguments.batch_size)
+    runner = _open_and_say(arguments)
     if arguments.output:
         from .bulk import CsvOutput, JsonOutput, ParquetOutput
 
@@ -123,7 +134,7 @@ def _classify(arguments: argparse.Namespace) -> int:
     rows: dict[str, Callable[[Result], str]] = {
         "table": table_row, "json": json_row, "csv": lambda result: csv_row(result, top_k),
     }  # fmt: skip
-    row = rows[arguments.format]
+    row = rows[arguments.format or "table"]
     if arguments.format == "csv":
         sys.stdout.write(csv_header(top_k))
     failed = 0
@@ -144,7 +155,7 @@ def _embed(arguments: argparse.Namespace) -> int:
         )
     if _is_complete(arguments):
         return 0
-    runner = open_runner(arguments, device=arguments.device, batch_size=arguments.batch_size)
+    runner = _open_and_say(arguments)
     features = runner.embed([]).shape[1]
     kind = NpyOutput if target.suffix.lower() == ".npy" else ParquetOutput
     return _fill(
@@ -220,13 +231,17 @@ def _demo(arguments: argparse.Namespace) -> int:
     from .weights import WeightsError
 
     note = arguments.runner or arguments.model
+    licence = "weights CC-BY-NC 4.0 (non-commercial)"
     try:
         runner = open_runner(arguments)
+        if arguments.runner and isinstance(runner, Runner):
+            licence = f"weights {runner.metadata['license'] or 'of your own'}"
     except WeightsError as error:
         if arguments.weights:
             raise
-        note = "weights from a fixed seed: these predictions mean nothing"
-        print(f"The published weights are not here, so the {note}.\n({error})\n")
+        licence = "weights from a fixed seed"
+        note = f"{licence}: these predictions mean nothing"
+        print(f"The published weights are not here, so these are {note}.\n({error})\n")
         runner = _seeded_runner(arguments.model)
 
     def timed(work: Callable[[], Any]) -> tuple[Any, float]:
@@ -242,7 +257,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     predictions = top_predictions(logits, runner.labels, 5)[0]
 
     photo = load_image(DEMO_PHOTO)
-    print(f"{arguments.runner or arguments.model}, weights CC-BY-NC 4.0 (non-commercial), engine: {runner}")
+    print(f"{arguments.runner or arguments.model}, {licence}, engine: {runner}")
     print(f"{DEMO_PHOTO.name}, {photo.width}×{photo.height}: a photograph by Stefan van der Walt, CC0")
     for prediction in predictions:
         print(f"  {prediction.probability:8.2%}  {prediction.label}")

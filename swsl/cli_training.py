@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli_arguments import add_model, positive
+from .cli_arguments import add_model, positive, refuse_two_models
 
 if TYPE_CHECKING:
     from .batches import Engine
@@ -282,6 +282,7 @@ def _engine(arguments: argparse.Namespace) -> Engine:
     """What --model, --weights, --frozen, --runner, --input-size and --crop-pct ask for together."""
     if arguments.frozen and arguments.runner:
         raise ValueError("--frozen and --runner: expected one engine, got both")
+    refuse_two_models(arguments)
     options = {"device": arguments.device, "batch_size": arguments.batch_size}
     if arguments.runner:
         from .runner import Runner

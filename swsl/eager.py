@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Iterable, Sequence
 from itertools import islice
 
@@ -19,10 +20,12 @@ def pick_device(device: str) -> torch.device:
     """The device that "cpu", "cuda", "cuda:1" or "auto" (a GPU if there is one) means.
 
     Raises:
-        ValueError: a GPU where PyTorch sees none.
+        ValueError: another name, or a GPU where PyTorch sees none.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ValueError(f"device: expected 'cpu', 'cuda', 'cuda:N' or 'auto', got {device!r}")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device: {device!r} was asked for, but this PyTorch sees no CUDA GPU; use 'cpu'")
     return torch.device(device)
@@ -105,7 +108,14 @@ class EagerRunner:
             sources: taken from as far as the next batch needs.
             top_k: classes for each image, where predictions are asked for.
             output: "predictions", "embedding" or "logits".
+
+        Raises:
+            ValueError: an option out of bounds.
         """
+        if output not in ("predictions", "embedding", "logits"):
+            raise ValueError(f"output: expected predictions, embedding or logits, got {output!r}")
+        if top_k < 1:
+            raise ValueError(f"top_k: expected 1 or more, got {top_k}")
         compute = self.embed_batch if output == "embedding" else self.forward
         iterator = iter(sources)
         while chunk := list(islice(iterator, self.batch_size)):

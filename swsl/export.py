@@ -189,7 +189,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         ModelError: no such file, no frozen module of ours, or one of a newer format.
     """
     if not os.path.isfile(path):
-        raise ModelError(f"{path}: no such file; expected a frozen module, as `swsl export` writes")
+        found = "is a directory" if os.path.isdir(path) else "no such file"
+        raise ModelError(f"{path}: {found}; expected a frozen module, as `swsl export` writes")
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith(f"/extra/{METADATA_FILE}")]

@@ -6,7 +6,9 @@ import ctypes
 import io
 import os
 import re
+import sys
 import warnings
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Union
 
 import torch
@@ -80,6 +82,8 @@ def load_image(source: ImageSource, *, exif_orientation: bool = False, name: str
                 )
             if exif_orientation:
                 image = ImageOps.exif_transpose(image)
+            if 0 in image.size:
+                raise ValueError(f"{image.width}×{image.height} pixels, expected at least one")
             return image.convert("RGB")
     except (FileNotFoundError, PermissionError) as error:
         raise ImageError(f"{name}: cannot be opened: {error.strerror}") from error
@@ -91,6 +95,25 @@ def load_image(source: ImageSource, *, exif_orientation: bool = False, name: str
     except (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, MemoryError, ArithmeticError,
             Image.DecompressionBombError) as error:  # fmt: skip
         raise ImageError(f"{name}: {error}") from error
+
+
+def is_pillow(image: object) -> bool:
+    pillow = sys.modules.get("PIL.Image")
+    return pillow is not None and isinstance(image, pillow.Image)
+
+
+def several(images: Iterable[ImageSource]) -> Iterable[ImageSource]:
+    """The images, as they are.
+
+    Raises:
+        TypeError: one image, which is easily given in place of a list of one; or nothing that can be iterated over.
+    """
+    one = isinstance(images, (str, bytes, bytearray, memoryview, os.PathLike)) or is_pillow(images)
+    if one or getattr(images, "ndim", 0) == 3:
+        raise TypeError(f"images: expected a list of images, got one {type(images).__name__}; write [image]")
+    if not isinstance(images, Iterable):
+        raise TypeError(f"images: expected a list of images, got {type(images).__name__}")
+    return images
 
 
 def is_url(source: str) -> bool:

@@ -67,6 +67,10 @@ def open_output(path: str | None) -> Iterator[TextIO]:
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside ``path``, renamed to it when the block ends well and removed when it does not."""
     target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(f"{path}: is a directory; expected the name of a file to write")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {target.parent}; make it first")
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
     os.close(handle)
     temporary = Path(name)

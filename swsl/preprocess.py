@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .image import ImageSource, load_image
+from .image import ImageSource, load_image, several
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -45,20 +45,21 @@ class PreprocessSpec:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
-        for name in ("input_size", "mean", "std"):  # JSON has lists
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if len(self.input_size) != 2 or not all(isinstance(n, int) and n > 0 for n in self.input_size):
-            raise ValueError(
-                f"input_size: expected (height, width), positive integers, got {self.input_size}"
-            )
-        if not 0 < self.crop_pct <= 1:
-            raise ValueError(f"crop_pct: expected above 0 and at most 1, got {self.crop_pct}")
+        for name in ("input_size", "mean", "std"):
+            if isinstance(getattr(self, name), list):  # as JSON has them
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        size = self.input_size
+        if not (isinstance(size, tuple) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)):
+            raise ValueError(f"input_size: expected (height, width), positive integers, got {size!r}")
+        if not (isinstance(self.crop_pct, (int, float)) and 0 < self.crop_pct <= 1):
+            raise ValueError(f"crop_pct: expected above 0 and at most 1, got {self.crop_pct!r}")
         if self.interpolation not in ("bilinear", "bicubic"):
             raise ValueError(f"interpolation: expected 'bilinear' or 'bicubic', got {self.interpolation!r}")
         for name in ("mean", "std"):
             values = getattr(self, name)
-            if len(values) != 3 or not all(math.isfinite(value) for value in values):
-                raise ValueError(f"{name}: expected three finite numbers, got {values}")
+            numbers = isinstance(values, tuple) and all(isinstance(value, (int, float)) for value in values)
+            if not (numbers and len(values) == 3 and all(map(math.isfinite, values))):
+                raise ValueError(f"{name}: expected three finite numbers, got {values!r}")
         if min(self.std) <= 0:
             raise ValueError(f"std: expected positive numbers, got {self.std}")
 
@@ -72,7 +73,10 @@ class PreprocessSpec:
         Raises:
             ValueError: not such JSON, or values out of bounds.
         """
-        fields = json.loads(text)
+        try:
+            fields = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"PreprocessSpec: expected JSON, got {text[:200]!r} ({error})") from error
         if not isinstance(fields, dict) or set(fields) != set(cls.__dataclass_fields__):
             raise ValueError(
                 f"PreprocessSpec: expected an object with {', '.join(cls.__dataclass_fields__)}, got {text[:200]}"
@@ -125,7 +129,7 @@ def preprocess_batch(
         ImageError: the first image that cannot be used.
     """
     spec = spec or PreprocessSpec()
-    tensors = [preprocess(image, spec, exif_orientation=exif_orientation) for image in images]
+    tensors = [preprocess(image, spec, exif_orientation=exif_orientation) for image in several(images)]
     return torch.stack(tensors) if tensors else torch.empty(0, 3, *spec.input_size)
 
 

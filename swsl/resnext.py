@@ -151,10 +151,10 @@ class ResNeXt(nn.Module):
         """Replace the classifier with a freshly initialised one of ``num_classes`` rows; 0 removes it.
 
         Raises:
-            ValueError: a negative number.
+            ValueError: not a whole number of 0 or more.
         """
-        if num_classes < 0:
-            raise ValueError(f"num_classes: expected 0 or more, got {num_classes}")
+        if not isinstance(num_classes, int) or num_classes < 0:
+            raise ValueError(f"num_classes: expected a whole number of 0 or more, got {num_classes!r}")
         self.num_classes = num_classes
         like = self.conv1.weight
         self.fc = (

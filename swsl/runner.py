@@ -13,13 +13,13 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor
 
 from .export import ModelError
-from .image import ImageError, ImageSource, fetch, is_url, load_image
+from .image import ImageError, ImageSource, fetch, is_pillow, is_url, load_image, several
 from .prediction import Prediction, Result
 from .preprocess import PreprocessSpec
 
@@ -135,6 +135,10 @@ class Runner:
         dct_scaling: bool = False,
     ) -> None:
         self._module = _extension()
+        _check_types("a path", (str, os.PathLike), model=model)
+        _check_types("a string", str, device=device, dtype=dtype)
+        _check_types("a whole number", SupportsIndex, threads=threads, batch_size=batch_size)
+        _check_types("True or False", bool, exif_orientation=exif_orientation)
         self._runner = self._module.Runner(
             os.fspath(model),
             device=device,
@@ -172,7 +176,7 @@ class Runner:
         if errors not in ("raise", "return"):
             raise ValueError(f"errors: expected 'raise' or 'return', got {errors!r}")
         answers: list[Any] = []
-        for result in self.stream(_several(images), top_k=top_k):
+        for result in self.stream(several(images), top_k=top_k):
             if result.error and errors == "raise":
                 raise result.error
             answers.append(result.error or result.predictions)
@@ -205,6 +209,8 @@ class Runner:
         Raises:
             ValueError: an option out of bounds.
         """
+        _check_types("a whole number", SupportsIndex, batch_size=batch_size, workers=workers, top_k=top_k)
+        _check_types("a string", str, output=output)
         stream = self._module.Stream(
             self._runner, batch_size=batch_size, workers=workers, top_k=top_k, output=output
         )
@@ -261,6 +267,7 @@ class Runner:
         Raises:
             ValueError: a tensor of another shape or type.
         """
+        _check_types("a tensor", Tensor, batch=batch)
         logits: Tensor = self._runner.forward(batch)
         return logits
 
@@ -273,11 +280,12 @@ class Runner:
         Raises:
             ValueError: a tensor of another shape or type, or more images than batch_size.
         """
+        _check_types("a tensor", Tensor, batch=batch)
         return [LayerTime(*layer) for layer in self._runner.profile(batch)]
 
     def _rows(self, images: Iterable[ImageSource], method: Any) -> Tensor:
         parts = []
-        iterator = iter(_several(images))
+        iterator = iter(several(images))
         while chunk := list(islice(iterator, self.batch_size)):
             rows, errors = method([_prepare(image, self._module, self._exif_orientation) for image in chunk])
             for error in filter(None, errors):
@@ -336,7 +344,7 @@ def _prepare(image: ImageSource, native: ModuleType, exif_orientation: bool) -> 
         ImageError: Pillow, or the network, has no pixels for it.
         TypeError: not an image of any kind.
     """
-    if isinstance(image, Tensor) or (hasattr(image, "__array_interface__") and not _is_pillow(image)):
+    if isinstance(image, Tensor) or (hasattr(image, "__array_interface__") and not is_pillow(image)):
         _check_pixels(image)
         return image.cpu() if isinstance(image, Tensor) else image
     name = None
@@ -357,13 +365,9 @@ def _prepare(image: ImageSource, native: ModuleType, exif_orientation: bool) -> 
     try:
         rgb = load_image(image, exif_orientation=exif_orientation, name=name)
     except ImportError:
-        if _is_pillow(image) or not isinstance(image, (str, os.PathLike, bytes, bytearray, memoryview)):
+        if is_pillow(image) or not isinstance(image, (str, os.PathLike, bytes, bytearray, memoryview)):
             raise
         return image if name is None or is_url(name) else name  # without Pillow, C++ says that it cannot
-    if 0 in rgb.size:
-        raise ImageError(
-            f"{name or 'the Pillow image'}: {rgb.width}×{rgb.height}, expected at least one pixel"
-        )
     return memoryview(rgb.tobytes()).cast("B", (rgb.height, rgb.width, 3))
 
 
@@ -377,21 +381,17 @@ def _decodes(head: bytes, native: ModuleType) -> bool:
     return any(built[kind] and head.startswith(magic) for kind, magic in _MAGIC.items())
 
 
-def _is_pillow(image: object) -> bool:
-    pillow = sys.modules.get("PIL.Image")
-    return pillow is not None and isinstance(image, pillow.Image)
+def _check_types(expected: str, kind: Any, **arguments: object) -> None:
+    """In pybind11's own words this would be a page of signatures."""
+    for name, value in arguments.items():
+        if not isinstance(value, kind):
+            raise TypeError(f"{name}: expected {expected}, got {type(value).__name__} {repr(value)[:80]}")
 
 
 def _check_pixels(image: Any) -> None:
     shape, dtype = tuple(image.shape), str(getattr(image, "dtype", "")).removeprefix("torch.")
     if dtype != "uint8" or len(shape) != 3 or shape[2] != 3 or 0 in shape:
         raise ImageError(f"image array: expected uint8 height × width × 3, got {dtype} {shape}")
-
-
-def _several(images: Iterable[ImageSource]) -> Iterable[ImageSource]:
-    if isinstance(images, (str, bytes, bytearray, os.PathLike)) or _is_pillow(images):
-        raise TypeError(f"images: expected a list of images, got one {type(images).__name__}; write [image]")
-    return images
 
 
 __all__: Sequence[str] = [

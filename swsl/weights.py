@@ -36,7 +36,10 @@ def locate(source: str | os.PathLike[str], *, progress: bool = True) -> Path:
 
     Raises:
         WeightsError: no such file, or the download failed.
+        TypeError: neither a path nor a URL.
     """
+    if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
+        raise TypeError(f"weights: expected a path or URL, got {source!r}")
     text = os.fspath(source)
     if re.match(r"https?://", text):
         prefix = re.search(r"-([0-9a-f]{8,64})\.[^/.]+$", text.split("?")[0])
@@ -68,6 +71,8 @@ def download(url: str, *, sha256_prefix: str = "", progress: bool = True) -> Pat
         WeightsError: no network, an HTTP error, a download cut short, or the wrong hash; no bad file is kept.
     """
     path = cache_path(url)
+    if not url.split("?")[0].rsplit("/", 1)[-1]:
+        raise WeightsError(f"weights: {url}: expected a URL that ends in the name of a file")
     if path.is_file() and _is_checked(path, url, sha256_prefix):
         return path
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -91,7 +91,8 @@ def test_classify_table(folder: Path, engine: list[str], capsys: pytest.CaptureF
     lines = captured.out.splitlines()
     assert lines[0] == str(folder / "a.jpg")
     assert len(lines) == 4
-    assert all(" %" in line or "%" in line for line in lines[1:])
+    assert all("%" in line for line in lines[1:])
+    assert captured.err.splitlines()[-1].startswith(("swsl: compiled runner (", "swsl: eager PyTorch "))
 
 
 def test_failures_are_one_line_and_leave_no_file(folder: Path, server: Server) -> None:
@@ -116,6 +117,14 @@ def test_an_output_that_cannot_be_written(
     ]
     assert cli.main(arguments) == 1
     assert "no/" in capsys.readouterr().err
+    for output, message in (
+        (folder / "no" / "picture.png", f"picture.png: there is no folder {folder / 'no'}; make it first"),
+        (folder, f"{folder}: is a directory; expected the name of a file to write"),
+    ):
+        assert cli.main(["demo", *engine, "-o", str(output)]) == 1
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith("swsl: error: ")
+        assert last.endswith(message)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +136,13 @@ def test_an_output_that_cannot_be_written(
         (["classify", "a.jpg", "--model", "swsl_resnext50"], "did you mean swsl_resnext50_32x4d"),
         (["classify", "a.jpg", "--top-k", "0"], "expected a whole number of 1 or more, got '0'"),
         (["classify", "a.jpg", "--format", "xml"], "invalid choice: 'xml'"),
+        (
+            ["classify", "a.jpg", "--format", "json", "-o", "a.csv"],
+            "the name after -o decides; give one of them",
+        ),
+        (["classify", "a.jpg", "--runner", "m.pt", "--weights", "w.pth"], "m.pt is a model with weights"),
+        (["demo", "--runner", "m.pt", "--model", "swsl_resnext101_32x8d"], "m.pt is a model with weights"),
+        (["validate", "dir", "--frozen", "m.pt", "--weights", "w.pth"], "m.pt is a model with weights"),
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
@@ -142,8 +158,9 @@ def test_demo_without_published_weights(tmp_path: Path) -> None:
     first, *rest = result.stdout.splitlines()
     assert (
         first
-        == "The published weights are not here, so the weights from a fixed seed: these predictions mean nothing."
+        == "The published weights are not here, so these are weights from a fixed seed: these predictions mean nothing."
     )
+    assert "CC-BY-NC" not in result.stdout
     assert sum("%" in line for line in rest) == 5
     assert any(line.startswith("decode ") and "preprocess" in line and "forward" in line for line in rest)
     with Image.open(tmp_path / "swsl-demo.png") as picture:
@@ -166,7 +183,9 @@ def test_interruption_leaves_no_traceback(folder: Path, engine: list[str]) -> No
         # The first row comes at the latest when as many images are under way as a stream takes, three batches.
         process.stdin.write("nowhere.jpg\n" * 8)
         process.stdin.flush()
-        while "nowhere.jpg" not in process.stderr.readline():
+        reported = 0
+        while reported < 2:  # then the first one's row is written: its line comes a moment before that
+            reported += "nowhere.jpg" in process.stderr.readline()
             assert process.poll() is None
         process.send_signal(signal.SIGINT)  # it waits for a ninth name
         _, errors = process.communicate(timeout=60)

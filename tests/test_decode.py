@@ -121,7 +121,7 @@ def png_kinds() -> Iterator[tuple[int, int]]:
         yield from ((colour, depth) for depth in depths)
 
 
-@pytest.mark.parametrize(("colour", "depth"), png_kinds())
+@pytest.mark.parametrize(("colour", "depth"), list(png_kinds()))
 @pytest.mark.parametrize("interlaced", [False, True])
 def test_png_pixels(colour: int, depth: int, interlaced: bool) -> None:
     befores = [b""]

@@ -83,6 +83,13 @@ def test_wrong_arguments(model50: swsl.ResNeXt) -> None:
         EagerRunner(model50, batch_size=0)
     with pytest.raises(ValueError, match="top_k: expected 1 or more, got 0"):
         top_predictions(torch.zeros(1, 3), ["a", "b", "c"], 0)
+    with pytest.raises(ValueError, match="device: expected 'cpu', 'cuda', 'cuda:N' or 'auto', got 'tpu'"):
+        EagerRunner(model50, device="tpu")
+    runner = EagerRunner(model50, device="cpu")
+    with pytest.raises(ValueError, match="output: expected predictions, embedding or logits, got 'logit'"):
+        next(runner.stream([], output="logit"))
+    with pytest.raises(ValueError, match="top_k: expected 1 or more, got 0"):
+        next(runner.stream([], top_k=0))
     if not torch.cuda.is_available():
         with pytest.raises(
             ValueError, match="device: 'cuda' was asked for, but this PyTorch sees no CUDA GPU"

@@ -135,6 +135,10 @@ def test_wrong_arguments_write_nothing(tmp_path: Path) -> None:
         export.export_model(small_model(), tmp_path / "m.pt", labels=["a", "b"])
     with pytest.raises(ValueError, match="labels: expected 3, one a class, got none"):
         export.export_model(small_model(), tmp_path / "m.pt")
+    with pytest.raises(FileNotFoundError, match=r"m\.pt: there is no folder .*/nowhere; make it first"):
+        export.export_model(
+            small_model(), tmp_path / "nowhere" / "m.pt", spec=SMALL_SPEC, labels=["a", "b", "c"]
+        )
     with pytest.raises(ValueError, match="model: expected a classifier"):
         export.export_model(small_model(0), tmp_path / "m.pt")
     broken = small_model()
@@ -161,6 +165,8 @@ def rewrite(path: Path, change: object) -> Path:
 def test_bad_files_are_refused(tmp_path: Path, frozen_small: Path) -> None:
     with pytest.raises(export.ModelError, match="nowhere.pt: no such file; expected a frozen module"):
         export.verify(tmp_path / "nowhere.pt")
+    with pytest.raises(export.ModelError, match="is a directory; expected a frozen module"):
+        export.verify(tmp_path)
     (tmp_path / "text.pt").write_text("text")
     with pytest.raises(export.ModelError, match="text.pt: not a TorchScript archive, or damaged"):
         export.verify(tmp_path / "text.pt")

@@ -101,6 +101,15 @@ def test_numpy_is_not_needed(tmp_path: Path, photo: Path) -> None:
     assert json.loads(output.stdout) == pytest.approx(swsl.preprocess(photo).sum().item(), rel=1e-6)
 
 
+def test_a_missing_numpy_is_no_warning(tmp_path: Path) -> None:
+    """torch alone warns of it on import, which would be the first line that a new user of `swsl demo` sees."""
+    code = TORCH_ALONE.removesuffix("import torch\n") + (
+        f"sys.path.insert(0, {str(ROOT)!r})\nimport swsl\nprint('numpy' in sys.modules)"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert (output.stdout, output.stderr) == ("False\n", "")
+
+
 def test_missing_pillow_says_what_to_install(tmp_path: Path, photo: Path) -> None:
     code = TORCH_ALONE + f"sys.path.insert(0, {str(ROOT)!r})\nimport swsl\nswsl.preprocess({str(photo)!r})"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)

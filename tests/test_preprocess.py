@@ -165,6 +165,19 @@ def test_unusable_images_are_named(tmp_path: Path, server: Server) -> None:
             preprocess(source)
     with pytest.raises(TypeError, match="expected a path, a URL, bytes, a Pillow image .*got int"):
         preprocess(3)
+    with pytest.raises(swsl.ImageError, match="the Pillow image: 0×4 pixels, expected at least one"):
+        preprocess(Image.new("RGB", (0, 4)))
+
+
+def test_one_image_is_not_a_list_of_images(photo: Path) -> None:
+    image = Image.open(photo)
+    for one in (photo, str(photo), photo.read_bytes(), image, torch.zeros(4, 4, 3, dtype=torch.uint8)):
+        with pytest.raises(
+            TypeError, match=r"images: expected a list of images, got one .*; write \[image\]"
+        ):
+            preprocess_batch(one)
+    with pytest.raises(TypeError, match="images: expected a list of images, got int"):
+        preprocess_batch(3)
 
 
 def test_no_permission_is_said(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,6 +203,8 @@ def test_specs_travel_as_json() -> None:
         assert PreprocessSpec.from_json(spec.to_json()) == spec
     with pytest.raises(ValueError, match="expected an object with input_size, crop_pct"):
         PreprocessSpec.from_json('{"input_size": [224, 224]}')
+    with pytest.raises(ValueError, match="PreprocessSpec: expected JSON, got '{'"):
+        PreprocessSpec.from_json("{")
 
 
 @pytest.mark.parametrize(
@@ -197,10 +212,15 @@ def test_specs_travel_as_json() -> None:
     [
         ("input_size", (224,)),
         ("input_size", (224, 0)),
+        ("input_size", 224),
+        ("input_size", (224.0, 224)),
         ("crop_pct", 0),
         ("crop_pct", 1.1),
+        ("crop_pct", "0.9"),
         ("interpolation", "nearest"),
         ("mean", (0.5, 0.5)),
+        ("mean", 0.5),
+        ("mean", ("a", 0.5, 0.5)),
         ("mean", (0.5, 0.5, float("nan"))),
         ("std", (0.5, 0.5, 0.0)),
     ],

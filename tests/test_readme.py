@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -98,6 +99,29 @@ def test_commands_and_python(workplace: Path) -> None:
         if "Runner" in text and not swsl.runner.build_info()["compiled"]:
             continue  # says why at length; test_runner.py covers that
         run(workplace, sys.executable, "-c", f"import stand_in\n{text}")
+
+
+@pytest.mark.slow
+def test_the_c_plus_plus_program(workplace: Path, frozen50: Path, tmp_path: Path) -> None:
+    """What stands there is compiled against the installed package, and predicts what the Python runner does."""
+    if not swsl.runner.build_info()["compiled"]:
+        assert os.environ.get("SWSL_REQUIRE_RUNNER") != "1", swsl.runner.build_info()["reason"]
+        pytest.skip(swsl.runner.build_info()["reason"])
+    (program,) = (text for language, text in BLOCKS if language == "cpp")
+    (project,) = (text for language, text in BLOCKS if language == "cmake")
+    (tmp_path / "app.cpp").write_text(program)
+    (tmp_path / "CMakeLists.txt").write_text(
+        f"cmake_minimum_required(VERSION 3.24)\nproject(app LANGUAGES CXX)\n{project}"
+    )
+    for name, source in (("model.pt", frozen50), ("photo.jpg", workplace / "photo.jpg")):
+        (tmp_path / name).symlink_to(source)
+    run(tmp_path, "cmake", "-B", "build", f"-DCMAKE_PREFIX_PATH={swsl.cmake_prefix_path}", f"-DPython_EXECUTABLE={sys.executable}")  # fmt: skip
+    run(tmp_path, "cmake", "--build", "build")
+    printed = [line.rsplit(" ", 1) for line in run(tmp_path, "build/app").splitlines()]
+    (expected,) = swsl.Runner(frozen50).classify([workplace / "photo.jpg"], top_k=5)
+    assert [label for label, _ in printed] == [prediction.label for prediction in expected]
+    probabilities = [float(probability) for _, probability in printed]
+    assert probabilities == pytest.approx([prediction.probability for prediction in expected], rel=1e-4)
 
 
 def test_training_commands_are_understood() -> None:

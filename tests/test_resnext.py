@@ -114,8 +114,9 @@ def test_classifier_can_be_replaced_or_absent() -> None:
     assert model.num_classes == 7
     assert model(x).shape == (2, 7)
     assert torch.equal(model.forward_head(model.forward_features(x), pre_logits=True), pooled)
-    with pytest.raises(ValueError, match="num_classes: expected 0 or more, got -1"):
-        model.reset_classifier(-1)
+    for wrong in (-1, 2.5, "10"):
+        with pytest.raises(ValueError, match="num_classes: expected a whole number of 0 or more, got "):
+            model.reset_classifier(wrong)
 
 
 def test_new_classifier_follows_dtype() -> None:

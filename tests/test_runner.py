@@ -196,6 +196,21 @@ def test_faulty_arguments_are_named(runner: Runner, path: Path, photo: Path, tmp
         runner.classify([photo], errors="ignore")
     with pytest.raises(ValueError, match="batch: expected a floating-point tensor N×3×height×width"):
         runner.forward(torch.zeros(3, 64, 64))
+    with pytest.raises(TypeError, match="top_k: expected a whole number, got str '5'$"):
+        runner.classify([photo], top_k="5")
+    with pytest.raises(TypeError, match="model: expected a path, got int 3"):
+        Runner(3)
+    with pytest.raises(TypeError, match="batch: expected a tensor, got list"):
+        runner.forward([1])
+    for options in (
+        {"device": torch.device("cpu")},
+        {"dtype": torch.float32},
+        {"threads": "2"},
+        {"batch_size": 2.5},
+    ):
+        name, value = next(iter(options.items()))
+        with pytest.raises(TypeError, match=f"^{name}: expected a .*, got {type(value).__name__} "):
+            Runner(path, **options)
     for options in ({"device": "tpu"}, {"dtype": "int8"}, {"threads": -1}, {"batch_size": -1}):
         with pytest.raises(ValueError, match=next(iter(options))):
             Runner(path, **options)

@@ -303,6 +303,11 @@ def test_missing_files(tmp_path: Path) -> None:
         swsl.create_model(NAME, weights=tmp_path / "nowhere.pth")
     with pytest.raises(swsl.WeightsError, match="is a directory; expected a state dict"):
         swsl.create_model(NAME, weights=tmp_path)
+    for wrong in ("", 3):
+        with pytest.raises(TypeError, match=f"weights: expected a path or URL, got {wrong!r}"):
+            swsl.create_model(NAME, weights=wrong)
+    with pytest.raises(swsl.WeightsError, match="expected a URL that ends in the name of a file"):
+        swsl.create_model(NAME, weights="https://127.0.0.1/folder/?name=w.pth")
 
 
 # loading

@@ -7,19 +7,25 @@ import argparse
 DEFAULT_MODEL = "swsl_resnext50_32x4d"
 
 
-def add_model(command: argparse._ActionsContainer, *, runner: bool = True) -> None:
-    """The arguments that name a model, and a frozen module in its place where ``runner`` says so."""
+def add_model(command: argparse._ActionsContainer, *, runner: bool = True) -> argparse._ActionsContainer:
+    """The arguments that name a model, and a frozen module in its place where ``runner`` says so.
+
+    Returns:
+        The group of those that exclude each other: each says where the weights are.
+    """
     command.add_argument(
         "--model", type=variant_name, default=DEFAULT_MODEL, metavar="NAME", help=f"default {DEFAULT_MODEL}"
     )
-    command.add_argument(
+    sources = command.add_mutually_exclusive_group()
+    sources.add_argument(
         "--weights", metavar="FILE",
         help="path or URL of other weights: .pth, .pt or .safetensors; a training run's best.pth brings its own model",
     )  # fmt: skip
     if runner:
-        command.add_argument(
+        sources.add_argument(
             "--runner", metavar="FILE", help="a frozen module to run instead, as `swsl export` writes"
         )
+    return sources
 
 
 def variant_name(name: str) -> str:

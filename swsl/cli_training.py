@@ -271,6 +271,13 @@ def _explain(arguments: argparse.Namespace) -> int:
     with replacing(arguments.output) as temporary:
         picture.save(temporary, format="PNG")
     print(f"picture: {arguments.output}")
+    places = [-(-side // 32) for side in runner.spec.input_size]  # of the last stage, whose stride is 32
+    if min(places) < 3:
+        print(
+            f"swsl: the model's input of {'×'.join(map(str, runner.spec.input_size))} leaves {places[0]}×{places[1]} places to "
+            "point at: too few to tell where it looks",
+            file=sys.stderr,
+        )
     return 0
 
 

@@ -134,7 +134,7 @@ def draw_confusion(confusion: Tensor, labels: Sequence[str]) -> Image:
     """Rows are true classes, columns predicted ones, each row shaded by its own share; numbers up to 24 classes."""
     classes = len(labels)
     named = classes <= 60
-    cell = max(34, 0) if classes <= 24 else max(900 // classes, 1)
+    cell = 34 if classes <= 24 else max(900 // classes, 1)
     size = cell * classes
     font = _font(12 if cell >= 14 else 10)
     widest = max((font.getlength(label) / _SHARP for label in labels), default=0) if named else 0
@@ -190,7 +190,7 @@ def draw_mistakes(mistakes: Sequence[Mistake], columns: int = 6) -> Image:
         canvas.paste(square, _scaled(left, top))
         font, width = _font(12), tile * _SHARP
         draw.text(_scaled(left, top + tile + 6), fit_text(f"is {mistake.truth}", width, font), fill=INK, font=font)  # fmt: skip
-        guess = f"{mistake.probability:.0%} {mistake.predicted}"
+        guess = f"{mistake.probability:.0%} sure: {mistake.predicted}"
         draw.text(_scaled(left, top + tile + 24), fit_text(guess, width, font), fill=_SECOND, font=font)
     return _reduced(canvas)
 

@@ -71,9 +71,8 @@ def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> Chec
     """
     if weights is not None:
         weights = _weights.locate(weights)
-        content = _read(weights)
-        if content is not None:
-            return _rebuild(content, weights)
+        if checkpoint := find_checkpoint(weights):
+            return checkpoint
     model = create_model(name, weights=weights)
     return Checkpoint(model, find_variant(name).preprocess, LABELS, name, WEIGHTS_LICENSE)
 
@@ -85,12 +84,22 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         swsl.WeightsError: no such file, no checkpoint of this package, or damaged.
     """
     path = _weights.locate(path)
-    content = _read(path)
-    if content is None:
+    checkpoint = find_checkpoint(path)
+    if checkpoint is None:
         raise _weights.WeightsError(
             f"weights: {path}: expected a checkpoint that `swsl finetune` wrote, found other weights"
         )
-    return _rebuild(content, path)
+    return checkpoint
+
+
+def find_checkpoint(path: Path) -> Checkpoint | None:
+    """What `save_checkpoint` wrote to ``path``; None where it holds other weights.
+
+    Raises:
+        swsl.WeightsError: a damaged checkpoint, or of a newer format.
+    """
+    content = _read(path)
+    return None if content is None else _rebuild(content, path)
 
 
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:

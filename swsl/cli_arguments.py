@@ -7,28 +7,32 @@ import argparse
 DEFAULT_MODEL = "swsl_resnext50_32x4d"
 
 
-def add_model(command: argparse._ActionsContainer, *, runner: bool = True) -> None:
-    """The arguments that name a model, and a frozen module in its place where ``runner`` says so."""
+def add_model(command: argparse._ActionsContainer, *, runner: bool = True) -> argparse._ActionsContainer:
+    """The arguments that name a model, and a frozen module in its place where ``runner`` says so.
+
+    Returns:
+        The group of those that exclude each other: each says where the weights are.
+    """
     command.add_argument(
         "--model", type=variant_name, default=DEFAULT_MODEL, metavar="NAME", help=f"default {DEFAULT_MODEL}"
     )
-    command.add_argument(
+    sources = command.add_mutually_exclusive_group()
+    sources.add_argument(
         "--weights", metavar="FILE",
         help="path or URL of other weights: .pth, .pt or .safetensors; a training run's best.pth brings its own model",
     )  # fmt: skip
     if runner:
-        command.add_argument(
+        sources.add_argument(
             "--runner", metavar="FILE", help="a frozen module to run instead, as `swsl export` writes"
         )
+    return sources
 
 
 def refuse_two_models(arguments: argparse.Namespace) -> None:
-    """A frozen module is a whole model: what names another beside it would be without effect."""
+    """A frozen module is a whole model: a --model beside it would be without effect."""
     module = arguments.runner or getattr(arguments, "frozen", None)
-    if module and (arguments.weights or arguments.model != DEFAULT_MODEL):
-        raise argparse.ArgumentError(
-            None, f"--model, --weights: {module} is a model with weights; give one or the other"
-        )
+    if module and arguments.model != DEFAULT_MODEL:
+        raise argparse.ArgumentError(None, f"--model: {module} is a whole model; give one or the other")
 
 
 def variant_name(name: str) -> str:

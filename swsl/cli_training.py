@@ -48,7 +48,10 @@ def _add_finetune(commands: Any) -> None:
         help="instead of a variant: blocks of the stages, groups × width, such as 1,1,1,1:4x8",
     )  # fmt: skip
     group.add_argument(
-        "--input-size", type=positive, metavar="PIXELS", help="side of the input (default 224)"
+        "--input-size",
+        type=positive,
+        metavar="PIXELS",
+        help="side of the input (default 224, or best.pth's own)",
     )
     group.add_argument("--freeze-backbone", action="store_true", help="train the classifier only")
 
@@ -268,26 +271,31 @@ def _explain(arguments: argparse.Namespace) -> int:
     with replacing(arguments.output) as temporary:
         picture.save(temporary, format="PNG")
     print(f"picture: {arguments.output}")
+    places = [-(-side // 32) for side in runner.spec.input_size]  # of the last stage, whose stride is 32
+    if min(places) < 3:
+        print(
+            f"swsl: the model's input of {'×'.join(map(str, runner.spec.input_size))} leaves {places[0]}×{places[1]} places to "
+            "point at: too few to tell where it looks",
+            file=sys.stderr,
+        )
     return 0
 
 
 def _add_engine(command: argparse.ArgumentParser) -> None:
-    add_model(command)
-    command.add_argument("--frozen", metavar="FILE", help="likewise in PyTorch: --runner is the compiled one")
+    sources = add_model(command)
+    sources.add_argument("--frozen", metavar="FILE", help="likewise in PyTorch: --runner is the compiled one")
     command.add_argument("--batch-size", type=positive, default=16, metavar="N", help="default 16")
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
 
 
 def _engine(arguments: argparse.Namespace) -> Engine:
     """What --model, --weights, --frozen, --runner, --input-size and --crop-pct ask for together."""
-    if arguments.frozen and arguments.runner:
-        raise ValueError("--frozen and --runner: expected one engine, got both")
     refuse_two_models(arguments)
     options = {"device": arguments.device, "batch_size": arguments.batch_size}
     if arguments.runner:
         from .runner import Runner
 
-        if arguments.input_size or arguments.crop_pct:
+        if arguments.input_size or arguments.crop_pct is not None:
             raise ValueError(
                 "--runner: the frozen module's own preprocessing is what it runs; use --frozen with --input-size or --crop-pct"
             )
@@ -297,7 +305,7 @@ def _engine(arguments: argparse.Namespace) -> Engine:
     changes: dict[str, Any] = {}
     if arguments.input_size:
         changes["input_size"] = (arguments.input_size, arguments.input_size)
-    if arguments.crop_pct:
+    if arguments.crop_pct is not None:
         changes["crop_pct"] = arguments.crop_pct
     if arguments.frozen:
         from .frozen import FrozenRunner

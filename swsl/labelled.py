@@ -102,6 +102,9 @@ def _read_csv(path: Path, labels: Sequence[str]) -> Labelled:
         pairs = [(row["path"], row["label"]) for row in rows]
     if not pairs:
         raise DataError(f"{path}: no images")
+    for number, pair in enumerate(pairs, 1):
+        if not all(pair):
+            raise DataError(f"{path}: image {number}: expected a path and a label, found {pair}")
     names = sorted({label for _, label in pairs})
     numbers = dict(zip(names, class_numbers(names, labels, path), strict=True))
     return Labelled([str(path.parent / image) for image, _ in pairs], [numbers[label] for _, label in pairs])
@@ -113,20 +116,21 @@ def _read_truth(folder: Path, truth: Path, labels: Sequence[str]) -> Labelled:
     if not truth.is_file():
         raise DataError(f"truth: {truth}: no such file")
     paths = list(find_images([str(folder)]))
-    lines = [
-        re.split(r"[,\s]+", line.strip()) for line in truth.read_text("utf-8").splitlines() if line.strip()
-    ]
-    if lines and lines[0][:2] == ["ImageId", "PredictionString"]:  # Kaggle's file has a heading
-        lines.pop(0)
-    if lines and all(len(fields) > 1 for fields in lines):
-        classes = {os.path.splitext(fields[0])[0]: fields[1] for fields in lines}
+    lines = [line.strip() for line in truth.read_text("utf-8").splitlines() if line.strip()]
+    if (
+        lines and lines[0] == "ImageId,PredictionString"
+    ):  # Kaggle's file has a heading, and boxes after the class
+        lines = [line.split()[0] for line in lines[1:]]
+    pairs = [re.split(r"\s*,\s*|\s+", line, maxsplit=1) for line in lines]
+    if pairs and all(len(pair) == 2 for pair in pairs):
+        classes = {os.path.splitext(name)[0]: word for name, word in pairs}
         stems = [Path(path).stem for path in paths]
         missing = [path for path, stem in zip(paths, stems, strict=True) if stem not in classes]
         if missing:
             raise DataError(f"{truth}: no class for {len(missing)} images, {missing[0]} for one")
         words = [classes[stem] for stem in stems]
     elif len(lines) == len(paths):
-        words = [fields[0] for fields in lines]
+        words = lines
         if (truth.parent / "meta.mat").is_file():
             words = _from_devkit(words, truth.parent / "meta.mat")
         elif truth.name == "ILSVRC2012_validation_ground_truth.txt":

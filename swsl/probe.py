@@ -31,7 +31,8 @@ class Probe:
     neighbours: Share
     linear: Share
     strength: float
-    """The linear classifier's inverse regularisation, chosen on a quarter of the training images that it was not fitted to."""
+    """The linear classifier's inverse regularisation, chosen on a quarter of the training images (at least one of each class) that
+    it was not fitted to."""
     failed: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,7 +91,10 @@ def probe(
     predicted = nearest_neighbours(features, targets, val_features, neighbours)
     hits = int((predicted == val_targets).sum())
 
-    kept, left_out = next(StratifiedShuffleSplit(1, test_size=0.25, random_state=0).split(features, targets))
+    quarter = max(len(targets) // 4, len(train.classes))  # at least one of each class
+    kept, left_out = next(
+        StratifiedShuffleSplit(1, test_size=quarter, random_state=0).split(features, targets)
+    )
 
     def fitted(strength: float, rows: Any) -> Any:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, tol=1e-3, max_iter=300))

@@ -53,10 +53,11 @@ class TrainOptions:
         data: folder with ``train/CLASS/*`` and ``val/CLASS/*`` images.
         output: folder for the run's files.
         model: the variant to fine-tune.
-        weights: path or URL of the weights to start from; None takes the published ones.
+        weights: path or URL of the weights to start from; None takes the published ones. A training run's checkpoint brings
+            its own architecture and preprocessing.
         scratch: start from a fresh initialisation instead.
         architecture: train this instead of a variant.
-        input_size: side of the square input, pixels; None is the variant's 224.
+        input_size: side of the square input, pixels; None is the variant's 224, or the checkpoint's.
         recipe: one of `RECIPES`, for all that is None below.
         epochs, learning_rate, weight_decay, label_smoothing: instead of the recipe's; the learning rate as it is, unscaled.
         batch_size: images of one forward pass in one process.

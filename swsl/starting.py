@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ._torchvision import import_torchvision
-from .checkpoint import variant_of
+from .checkpoint import find_checkpoint, variant_of
 from .preprocess import PreprocessSpec
 from .recipe import TrainOptions
 from .resnext import ResNeXt
@@ -19,21 +19,28 @@ from .weights import load_into, locate, read_state_dict
 
 def starting_model(options: TrainOptions, classes: int) -> tuple[ResNeXt, PreprocessSpec, str | None]:
     """The model with a classifier of its own, its preprocessing, and the licence that its weights hand down."""
+    path = locate(options.weights) if options.weights else None
+    if path and options.architecture is None and (begun := find_checkpoint(path)):
+        source = begun.model
+        model = ResNeXt(source.layers, source.groups, source.width_per_group, classes)
+        load_into(model, source.state_dict(), path)
+        return model, _resized(begun.spec, options), begun.license
     if options.architecture is None:
-        model = create_model(
-            options.model, pretrained=not options.scratch, weights=options.weights, num_classes=classes
-        )
+        model = create_model(options.model, pretrained=not options.scratch, weights=path, num_classes=classes)
         spec = find_variant(options.model).preprocess
     else:
         model = ResNeXt(**asdict(options.architecture), num_classes=classes)
         spec = PreprocessSpec()
-        if options.weights:
-            path = locate(options.weights)
+        if path:
             load_into(model, read_state_dict(path), path)
-    if options.input_size:
-        spec = replace(spec, input_size=(options.input_size, options.input_size))
     published = not options.scratch and variant_of(model) is not None
-    return model, spec, WEIGHTS_LICENSE if published else None
+    return model, _resized(spec, options), WEIGHTS_LICENSE if published else None
+
+
+def _resized(spec: PreprocessSpec, options: TrainOptions) -> PreprocessSpec:
+    if options.input_size is None:
+        return spec
+    return replace(spec, input_size=(options.input_size, options.input_size))
 
 
 def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:

@@ -251,6 +251,9 @@ class _Run:
                     mistakes += _mistakes(logits, targets[places], [paths[place] for place in places])
                 mistakes = heapq.nlargest(_MISTAKES, mistakes)
                 progress.advance(len(places) + len(errors), errors=len(errors))
+        for found in processes.gather(self.corrupt):
+            self.corrupt |= found  # each process has met its own; the limit is for all of them
+        self._check_corrupt()
         tally.reduce(processes.sum)
         mistakes = heapq.nlargest(_MISTAKES, [m for found in processes.gather(mistakes) for m in found])
         loss, right, images = processes.sum(self.sums.clone()).tolist()
@@ -322,6 +325,12 @@ class _Run:
 
     def _resume(self) -> None:
         path = self.options.output / "last.pth"
+        seeing = self.processes.gather(path.exists())
+        if len(set(seeing)) > 1:  # they would train on from different weights, and nothing would show it
+            raise ValueError(
+                f"output: {seeing.count(True)} of {len(seeing)} processes find {path}; on several machines all must: "
+                "share the folder, or copy the file to each"
+            )
         if not path.exists():
             if self.options.resume:
                 self.report(f"{path} does not exist yet: starting from the beginning")
@@ -370,6 +379,9 @@ class _Run:
             if path not in self.corrupt:
                 self.corrupt[path] = error
                 progress.message(f"swsl: skipped: {error}")
+        self._check_corrupt()
+
+    def _check_corrupt(self) -> None:
         allowed = self.options.max_corrupt * (len(self.train.paths) + len(self.val.paths))
         if len(self.corrupt) > allowed:
             raise DataError(
@@ -390,7 +402,8 @@ class _Run:
 
     def _report_start(self) -> None:
         options, recipe = self.options, self.recipe
-        name = options.model if options.architecture is None else f"{options.architecture}"
+        layers = ",".join(map(str, self.model.layers))
+        name = variant_of(self.model) or f"{layers}:{self.model.groups}x{self.model.width_per_group}"
         start = (
             "a fresh initialisation"
             if options.scratch
@@ -400,7 +413,7 @@ class _Run:
         self.report(
             f"{name} from {start}: {len(self.train.paths):,} training and {len(self.val.paths):,} validation images of "
             f"{len(self.train.classes)} classes, {world} process{'es' * (world > 1)} on {self.processes.device.type}"
-            f"{f', {options.amp} precision' if self.amp else ''}"
+            f"{f', {self.amp} precision'.replace('torch.', '') if self.amp else ''}"
         )
         rate = f"{recipe.learning_rate:g}"
         if options.learning_rate is None:

@@ -6,6 +6,8 @@ import http.server
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -130,6 +132,19 @@ def engine(request: pytest.FixtureRequest) -> list[str]:
     if build_info()["compiled"]:
         return ["--runner", str(request.getfixturevalue("frozen50"))]
     return ["--weights", str(request.getfixturevalue("weights50"))]
+
+
+@pytest.fixture(scope="session")
+def classify_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`swsl-classify`; SWSL_CLASSIFY names one that is built already."""
+    if path := os.environ.get("SWSL_CLASSIFY"):
+        return Path(path)
+    build = tmp_path_factory.mktemp("build")
+    configure = ["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"]
+    for command in (configure, ["cmake", "--build", build, "--target", "swsl-classify"]):
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return build / "swsl-classify"
 
 
 @dataclass

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -214,14 +215,33 @@ def test_a_csv_file_and_what_is_wrong_with_others(tmp_path: Path) -> None:
     table.write_text("file,class\na,b\n")
     with pytest.raises(DataError, match="expected the columns path and label"):
         read_labelled(table, LABELS)
+    table.write_text("path,label\nimages/a.png\n")
+    with pytest.raises(DataError, match="image 1: expected a path and a label"):
+        read_labelled(table, LABELS)
     (tmp_path / "truth.txt").write_text("tench\ntench\n")
     with pytest.raises(DataError, match="2 lines for the 1 images"):
         read_labelled(tmp_path / "images", LABELS, truth=tmp_path / "truth.txt")
+    (tmp_path / "truth.txt").write_text("a.png, great white shark\n")
+    assert read_labelled(tmp_path / "images", LABELS, truth=tmp_path / "truth.txt").targets == [2]
     (tmp_path / "truth.txt").write_text("b.png 0\n")
     with pytest.raises(DataError, match="no class for 1 images"):
         read_labelled(tmp_path / "images", LABELS, truth=tmp_path / "truth.txt")
     with pytest.raises(DataError, match="no such folder"):
         read_labelled(tmp_path / "nowhere", LABELS)
+
+
+@pytest.mark.parametrize("name", ["imagenet_a", "imagenet_r"])
+def test_folders_of_imagenet_a_and_r_are_their_200_classes(name: str, tmp_path: Path) -> None:
+    """As timm's validate.py restricts a model to them by --valid-labels."""
+    pytest.importorskip("timm")
+    lists = files("timm.data._info")
+    synsets = lists.joinpath(f"{name}_synsets.txt").read_text().split()
+    for synset in synsets:
+        (tmp_path / synset).mkdir()
+        (tmp_path / synset / "a.jpg").touch()
+    found = sorted(set(read_labelled(tmp_path, LABELS).targets))
+    assert len(found) == 200
+    assert found == sorted(map(int, lists.joinpath(f"{name}_indices.txt").read_text().split()))
 
 
 # --- engines and the command
@@ -297,6 +317,8 @@ def test_the_command(few_digits: Path, ten_classes: swsl.ResNeXt, tmp_path: Path
     )
     assert larger["loss"] == pytest.approx(expected.tally.loss, rel=1e-6)
     assert larger["loss"] != found["loss"]
+    assert "crop_pct: expected above 0" in validate("--crop-pct", 0, code=1)
+    assert "not allowed with" in validate("--frozen", "model.pt", code=2)
     assert "no such file" in validate(
         "--real", tmp_path / "none.json", "--truth", tmp_path / "none.txt", code=1
     )

@@ -79,3 +79,12 @@ def test_the_command(runner: EagerRunner, photo: Path, tmp_path: Path) -> None:
     labels = ["abcdefghij"[prediction.index] for prediction in runner.classify([photo], 2)[0]]
     assert [line.split()[-1] for line in result.stdout.splitlines()[:2]] == labels
     assert Image.open(tmp_path / "out.png").width == 2 * 28 + 3 * 224 + 2 * 20
+    assert "too few" not in result.stderr
+
+    save_checkpoint(
+        tmp_path / "best.pth", Checkpoint(runner.model, swsl.PreprocessSpec((32, 64)), tuple("abcdefghij"))
+    )
+    result = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, env=subprocess_environment()
+    )
+    assert "input of 32×64 leaves 1×2 places" in result.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,15 @@ def test_even_random_features_tell_digits_apart(
     assert result.returncode == 0, result.stderr
     assert f"5 nearest neighbours  {found.neighbours}" in result.stdout
     assert json.loads((tmp_path / "probe.json").read_text())["linear"]["hits"] == found.linear.hits
+
+
+def test_two_images_of_a_class_are_enough(few_digits: Path, model: swsl.ResNeXt, tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        for digit in "013":
+            (tmp_path / part / digit).mkdir(parents=True)
+            for path in sorted((few_digits / part / digit).iterdir())[:2]:
+                shutil.copy(path, tmp_path / part / digit)
+    assert probe(EagerRunner(model, spec=SPEC, device="cpu"), tmp_path).linear.total == 6
 
 
 def test_what_cannot_be_probed(few_digits: Path, model: swsl.ResNeXt, tmp_path: Path) -> None:

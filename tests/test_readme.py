@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, subprocess_environment
+from PIL import Image
 
 import swsl
 import swsl.runner
@@ -48,15 +49,10 @@ torch.hub.load = lambda repository, *arguments, **options: load(
 """
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory, weights50: Path) -> Path:
-    """A folder with what a reader of the README has: a photograph, a folder of them, and the `swsl` command."""
-    folder = tmp_path_factory.mktemp("readme")
-    (folder / "photos").mkdir()
+def furnish(folder: Path, weights50: Path) -> Path:
+    """Give a folder the `swsl` command, and stand-ins for what is on the network."""
     (folder / "seeded").mkdir()
     shutil.copy(weights50, folder / "seeded" / "swsl_resnext50_32x4d.pth")
-    for name in ("photo.jpg", "photos/a.jpg", "photos/b.jpg"):
-        shutil.copy(ROOT / "swsl" / "chelsea.jpg", folder / name)
     (folder / "stand_in.py").write_text(STAND_IN)
     command = folder / "bin" / "swsl"
     command.parent.mkdir()
@@ -64,6 +60,16 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, weights50: Path) -> Path
         f"#!{sys.executable}\nimport sys\nimport stand_in\nfrom swsl.cli import main\nsys.exit(main())\n"
     )
     command.chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory, weights50: Path) -> Path:
+    """What a reader of the README has: a photograph, a folder of them, and the `swsl` command."""
+    folder = furnish(tmp_path_factory.mktemp("readme"), weights50)
+    (folder / "photos").mkdir()
+    for name in ("photo.jpg", "photos/a.jpg", "photos/b.jpg"):
+        shutil.copy(ROOT / "swsl" / "chelsea.jpg", folder / name)
     return folder
 
 
@@ -125,7 +131,7 @@ def test_the_c_plus_plus_program(workplace: Path, frozen50: Path, tmp_path: Path
 
 
 def test_training_commands_are_understood() -> None:
-    """The digits take this way from a folder to the runner in test_train.py; here each line's options must exist."""
+    """Each line's options must exist; the lines that need no ImageNet and no eight GPUs are run below."""
     lines = commands("swsl ", blocks_of(TRAINING))
     assert {line.split()[1] for line in lines} >= {
         "probe",
@@ -137,6 +143,50 @@ def test_training_commands_are_understood() -> None:
     }
     for line in lines + [line.split(" -m ")[1] for line in commands("torchrun", blocks_of(TRAINING))]:
         cli.build_parser().parse_args(shlex.split(line)[1:])
+
+
+@pytest.mark.slow
+def test_from_a_folder_of_photographs_to_a_program_that_recognises_them(
+    tmp_path: Path, few_digits: Path, weights50: Path, request: pytest.FixtureRequest
+) -> None:
+    """The section's commands as they stand there, on digits for photographs. How well they are recognised is test_train.py's."""
+    folder = furnish(tmp_path, weights50)
+    for part, count in (("train", 8), ("val", 3)):
+        for digit in "01":
+            (folder / "photos" / part / digit).mkdir(parents=True)
+            for path in sorted((few_digits / part / digit).iterdir())[:count]:
+                shutil.copy(path, folder / "photos" / part / digit)
+    Image.open(path).save(folder / "photo.jpg")
+    compiled = swsl.runner.build_info()["compiled"]
+    if compiled:
+        (folder / "dist" / "bin").mkdir(parents=True)
+        (folder / "dist" / "bin" / "swsl-classify").symlink_to(request.getfixturevalue("classify_program"))
+    else:
+        assert os.environ.get("SWSL_REQUIRE_RUNNER") != "1", swsl.runner.build_info()["reason"]
+
+    blocks = blocks_of(TRAINING)
+    told = {}
+    for line in commands("", blocks[:1]):
+        needs_compiler = "--runner" in line or line.startswith("dist/")
+        if line.startswith("pip") or (needs_compiler and not compiled):
+            continue
+        told[line] = run(folder, "sh", "-c", line)
+    (python,) = (text for language, text in blocks if language == "python")
+    printed = run(folder, sys.executable, "-c", f"import stand_in\n{python}")
+
+    assert {path.name for path in (folder / "run").iterdir()} == {
+        "best.pth", "last.pth", "metrics.csv", "curves.png", "confusion.png", "mistakes.png"}  # fmt: skip
+    answers = [
+        re.findall(r"([\d.]+)%  ([01])$", text, re.MULTILINE)
+        for line, text in told.items()
+        if "photo.jpg" in line
+    ]
+    assert len(answers) == (3 if compiled else 1)  # explain, classify, swsl-classify
+    assert len(answers[0]) == 2
+    for other in answers[1:]:
+        assert [label for _, label in other] == [label for _, label in answers[0]]
+        assert [float(p) for p, _ in other] == pytest.approx([float(p) for p, _ in answers[0]], abs=0.02)
+    assert f"label='{answers[0][0][1]}'" in printed
 
 
 def test_facts_are_the_tables() -> None:

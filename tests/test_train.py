@@ -1,4 +1,4 @@
-"""Training: what is drawn and stepped, runs that are killed, spread or broken, and the digits from folder to runner."""
+"""Training runs: killed, spread or broken ones, and the digits from folder to runner."""
 
 from __future__ import annotations
 
@@ -20,21 +20,15 @@ from conftest import save_published_layout, seed_model, subprocess_environment
 
 import swsl
 from swsl.checkpoint import load_checkpoint
-from swsl.data import (
-    Augmentation,
-    DataError,
-    EpochBatches,
-    TrainingImages,
-    list_training_data,
-)
+from swsl.data import Augmentation, DataError, list_training_data
+from swsl.distributed import Processes
 from swsl.eager import EagerRunner
 from swsl.evaluate import evaluate
 from swsl.export import TOLERANCES, read_metadata, relative_error
 from swsl.labelled import read_labelled
-from swsl.optimisation import AveragedModel, learning_rate_at, make_optimizer
 from swsl.recipe import Architecture, TrainOptions
 from swsl.runner import build_info
-from swsl.train import METRICS, DivergenceError, finetune
+from swsl.train import METRICS, DivergenceError, _Run, finetune
 
 SMALL = Architecture((1, 1, 1, 1), groups=2, width_per_group=4)
 SMALL_ARGUMENTS = ("--scratch", "--architecture", "1,1,1,1:2x4", "--input-size", "32", "--no-flip")
@@ -72,7 +66,7 @@ def assert_same_weights(first: Path, second: Path) -> None:
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-# --- the data
+# --- runs
 
 
 @pytest.mark.parametrize(
@@ -93,91 +87,6 @@ def test_bad_folders_are_refused_before_training(
     assert not options.output.exists()
 
 
-def test_an_epoch_uses_every_image_once_in_batches_of_nearly_one_size() -> None:
-    for world, accumulate in ((1, 1), (2, 1), (3, 2)):
-        processes = [
-            EpochBatches(101, 4, accumulate=accumulate, rank=rank, world=world, seed=5)
-            for rank in range(world)
-        ]
-        batches = [list(process) for process in processes]
-        drawn = sorted(index for process in batches for batch in process for _, index in batch)
-        assert drawn == list(range(101))
-        assert len({len(process) for process in batches}) == 1
-        sizes = {len(batch) for process in batches for batch in process}
-        assert max(sizes) <= 4
-        assert max(sizes) - min(sizes) <= 2
-        steps = processes[0].steps
-        assert sum(processes[0].step_size(step) for step in range(steps)) == 101
-
-
-def test_batches_resume_in_the_middle_and_change_every_epoch() -> None:
-    batches = EpochBatches(50, 6, accumulate=2, seed=1)
-    whole = list(batches)
-    batches.first_step = 3
-    assert list(batches) == whole[6:]
-    batches.first_step, batches.epoch = 0, 1
-    assert [[i for _, i in batch] for batch in batches] != [[i for _, i in batch] for batch in whole]
-    with pytest.raises(ValueError, match="2 images or more"):
-        EpochBatches(7, 4, world=4)
-
-
-def test_an_augmented_image_depends_on_seed_epoch_and_index_alone(few_digits: Path) -> None:
-    train, _ = list_training_data(few_digits)
-    spec = swsl.PreprocessSpec((32, 32))
-    images = TrainingImages(train, spec, Augmentation(0.3, rand_augment=9), seed=3)
-    before = torch.get_rng_state()
-    first = images[(0, 5)][0]
-    assert first.dtype == torch.uint8
-    assert first.shape == (3, 32, 32)
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.rand(7)
-    images[(0, 4)]
-    assert torch.equal(images[(0, 5)][0], first)
-    assert not torch.equal(images[(1, 5)][0], first)
-    assert not torch.equal(TrainingImages(train, spec, Augmentation(0.3), seed=4)[(0, 5)][0], first)
-
-
-# --- the optimisation
-
-
-def test_the_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
-    rates = [learning_rate_at(step, 100, 10, 1.0) for step in range(101)]
-    assert rates[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
-    assert rates[10] == 1
-    assert rates[55] == pytest.approx(0.5)
-    assert rates[100] == pytest.approx(0, abs=1e-12)
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-
-
-def test_parameter_groups() -> None:
-    model = swsl.ResNeXt((1, 1, 1, 1), 2, 4, 3)
-    groups = make_optimizer(model, weight_decay=0.1, norm_decay=False, layer_decay=0.5).param_groups
-    found = {id(p): (g["scale"], g["weight_decay"]) for g in groups for p in g["params"]}
-    assert len(found) == len(list(model.parameters()))
-    assert found[id(model.conv1.weight)] == (0.5**5, 0.1)
-    assert found[id(model.bn1.weight)] == (0.5**5, 0.0)
-    assert found[id(model.layer4[0].conv2.weight)] == (0.5, 0.1)
-    assert found[id(model.fc.weight)] == (1.0, 0.1)
-    assert found[id(model.fc.bias)] == (1.0, 0.0)
-    assert {g["weight_decay"] for g in make_optimizer(model, weight_decay=0.1).param_groups} == {0.1}
-
-
-def test_the_average_model() -> None:
-    model = swsl.ResNeXt((1, 1, 1, 1), 2, 4, 3)
-    average = AveragedModel(model, decay=0.25)
-    start = model.bn1.running_mean.clone()
-    model.bn1.running_mean += 8
-    average.update(model)  # its decay is still (1 + 1) / (10 + 1)
-    assert torch.allclose(average.model.bn1.running_mean, start + 8 * (1 - 2 / 11))
-    for _ in range(2):
-        average.update(model)
-    by_hand = 8 * (2 / 11) * (3 / 12) * 0.25
-    assert torch.allclose(average.model.bn1.running_mean, start + 8 - by_hand)
-
-
-# --- runs
-
-
 def test_a_run_leaves_a_model_that_scores_what_it_says(options: TrainOptions) -> None:
     lines: list[str] = []
     history = finetune(
@@ -195,7 +104,10 @@ def test_a_run_leaves_a_model_that_scores_what_it_says(options: TrainOptions) ->
 
     for name in ("curves", "confusion", "mistakes"):
         assert Image.open(options.output / f"{name}.png").width > 100
-    assert "48 training and 21 validation images of 3 classes" in lines[0]
+    assert lines[0].startswith(
+        "1,1,1,1:2x4 from a fresh initialisation: 48 training and 21 validation images of 3 classes"
+    )
+    assert lines[0].endswith("1 process on cpu, bfloat16 precision")
 
     checkpoint = load_checkpoint(options.output / "best.pth")
     assert checkpoint.labels == ("0", "1", "3")
@@ -219,6 +131,22 @@ def test_a_frozen_backbone_stays_as_it_was(options: TrainOptions, tmp_path: Path
         if not key.startswith("fc.") and not key.endswith("num_batches_tracked"):
             assert torch.equal(value, start.state_dict()[key]), key
     assert trained.num_classes == 3
+
+
+def test_a_run_can_start_from_another_runs_model(options: TrainOptions) -> None:
+    finetune(replace(options, epochs=1))
+    first = options.output / "best.pth"
+    lines: list[str] = []
+    begun = replace(
+        options, scratch=False, architecture=None, input_size=None, weights=str(first), freeze_backbone=True,
+        output=options.output.with_name("second"),
+    )  # fmt: skip
+    finetune(begun, lines.append)
+    assert lines[0].startswith(f"1,1,1,1:2x4 from {first}: ")
+    before, after = (load_checkpoint(path) for path in (first, begun.output / "best.pth"))
+    assert (after.spec, after.license) == (before.spec, None)
+    assert torch.equal(after.model.layer4[0].conv2.weight, before.model.layer4[0].conv2.weight)
+    assert not torch.equal(after.model.fc.weight, before.model.fc.weight)
 
 
 def test_diverging_stops_with_the_step_and_advice(options: TrainOptions) -> None:
@@ -339,10 +267,9 @@ with joined("cpu") as processes:
 """
 
 
-def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return run(
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, *arguments
-    )
+def torchrun(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    command = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    return run(*command, *arguments, code=code)
 
 
 def test_two_processes_step_by_the_gradient_of_the_joint_batch(few_digits: Path, tmp_path: Path) -> None:
@@ -358,6 +285,28 @@ def test_two_processes_step_by_the_gradient_of_the_joint_batch(few_digits: Path,
         assert expected.abs().max() > 0
         assert relative_error(two[name], expected) <= TOLERANCES["float32"], name
         assert relative_error(accumulated[name], expected) <= TOLERANCES["float32"], name
+
+
+def test_unreadable_images_count_over_all_processes(folders: Path, tmp_path: Path) -> None:
+    for path in sorted((folders / "val" / "0").iterdir())[
+        :2
+    ]:  # one for each process, which alone would be few enough
+        path.write_bytes(b"")
+    result = torchrun(
+        "-m", "swsl", "finetune", folders, *SMALL_ARGUMENTS, "--epochs", 1, "--batch-size", 24, "--workers", 0,
+        "--device", "cpu", "--max-corrupt", 0.02, "-o", tmp_path / "run", code=1,
+    )  # fmt: skip
+    assert "2 images cannot be read, more than 2%" in result.stderr
+
+
+def test_processes_that_see_different_folders_do_not_train_together(options: TrainOptions) -> None:
+    class Apart(Processes):
+        def gather(self, item: object) -> list[object]:
+            return [item, not item] if isinstance(item, bool) else [item]
+
+    train, val = list_training_data(options.data)
+    with pytest.raises(ValueError, match=r"1 of 2 processes find .*last\.pth; on several machines all must"):
+        _Run(options, Apart(0, 1, torch.device("cpu")), train, val, print)
 
 
 def test_torchrun_counts_every_validation_image_once(few_digits: Path, tmp_path: Path) -> None:
@@ -414,7 +363,9 @@ def test_a_compiled_step_is_the_eager_one(options: TrainOptions) -> None:
 
 
 @pytest.mark.slow
-def test_digits_from_a_folder_to_the_compiled_runner(digits: Path, tmp_path: Path) -> None:
+def test_digits_from_a_folder_to_a_c_plus_plus_program(
+    digits: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     output, frozen = tmp_path / "run", tmp_path / "mine.pt"
     run(
         *swsl_command(
@@ -441,5 +392,17 @@ def test_digits_from_a_folder_to_the_compiled_runner(digits: Path, tmp_path: Pat
         checkpoint.model, spec=checkpoint.spec, labels=checkpoint.labels, device="cpu"
     ).logits(paths)
     assert relative_error(swsl.Runner(frozen).logits(paths), expected) <= TOLERANCES["float32"]
-    classified = run(*swsl_command("classify", paths[0], "--runner", frozen, "--top-k", 1)).stdout
-    assert classified.split()[-1] == Path(paths[0]).parent.name
+
+    program = run(
+        request.getfixturevalue("classify_program"), frozen, digits / "val", "--top-k", 10, "--format", "csv"
+    ).stdout
+    rows = list(csv.DictReader(program.splitlines()))
+    assert sorted(row["path"] for row in rows) == paths
+    right = [row["label_1"] == Path(row["path"]).parent.name for row in rows]
+    assert sum(right) == eager["top1"]["hits"]
+    by_path = dict(zip(paths, expected.softmax(1), strict=True))
+    for row in rows:
+        found = torch.zeros(10)
+        for rank in range(1, 11):
+            found[int(row[f"index_{rank}"])] = float(row[f"probability_{rank}"])
+        assert torch.allclose(found, by_path[row["path"]], atol=1e-5), row["path"]

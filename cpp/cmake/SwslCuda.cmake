@@ -57,17 +57,17 @@ function(_swsl_find_cuda why)
     endif()
   endif()
 
-  # Where torch brings its own headers and runtime, those: two versions of one structure would not do.
+  # Where torch brings its own headers and runtime, those; its usual wheels lack the folder crt, without which none compile.
   set(include_folders ${wheels})
   list(TRANSFORM include_folders APPEND "/include")
   set(library_folders ${wheels})
   list(TRANSFORM library_folders APPEND "/lib")
-  find_path(include cuda_runtime_api.h NO_CACHE NO_DEFAULT_PATH
+  find_path(include crt/host_defines.h NO_CACHE NO_DEFAULT_PATH
     PATHS ${include_folders} "${toolkit}/include" "${toolkit}/targets/x86_64-linux/include")
   find_file(library NAMES libcudart.so.${major} libcudart.so.${major}.0 NO_CACHE NO_DEFAULT_PATH
     PATHS ${library_folders} "${SWSL_TORCH_PREFIX}/lib" "${toolkit}/lib64" "${toolkit}/lib" "${toolkit}/targets/x86_64-linux/lib")
   if(NOT include OR NOT library)
-    set(${why} "no cuda_runtime_api.h or no libcudart.so.${major}, neither beside torch nor in ${toolkit}" PARENT_SCOPE)
+    set(${why} "no crt/host_defines.h or no libcudart.so.${major}, neither beside torch nor in ${toolkit}" PARENT_SCOPE)
     return()
   endif()
 
@@ -104,12 +104,13 @@ function(_swsl_architectures out)
   foreach(architecture IN LISTS wanted)
     list(APPEND flags "-gencode=arch=compute_${architecture},code=sm_${architecture}")
   endforeach()
-  list(APPEND flags "-gencode=arch=compute_${architecture},code=compute_${architecture}")
+  list(GET wanted -1 last)
+  list(APPEND flags "-gencode=arch=compute_${last},code=compute_${last}")
   set(${out} "${flags}" PARENT_SCOPE)
   set(_swsl_cuda_shown "${wanted}" PARENT_SCOPE)
 endfunction()
 
-# swsl_compile_cuda(objects DIRECTORY dir SOURCES …): in `objects`, what becomes of the sources.
+# swsl_compile_cuda(objects SOURCES … INCLUDES …): in `objects`, what becomes of the sources.
 function(swsl_compile_cuda out)
   cmake_parse_arguments(arg "" "" "SOURCES;INCLUDES" ${ARGN})
   _swsl_architectures(architectures)

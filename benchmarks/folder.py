@@ -1,11 +1,13 @@
-"""A folder of photographs to a CSV file, against the rate that the times of its parts alone predict.
+"""A folder of photographs to a CSV file, against the rate that the times of its parts alone predict, and against PyTorch.
 
-    python benchmarks/folder.py --image photo.jpg --threads 2
+    pip install timm torchvision simplejpeg     # for the peers
+    python benchmarks/folder.py --readme README.md
 
 Decoding and preprocessing take t_p on one thread, a forward pass over B images t_f on T threads. If all T cores were busy at
 all times, and nothing else cost anything, T cores would do 1 / (t_p / T + t_f / B) images a second. Each round measures the
 parts, the folder and the parts again, so that a machine that changes its mind changes both; the result is the median over
-the rounds. Peak memory is measured in a process of its own, over that of its loaded runner. Prints JSON.
+the rounds. Peak memory is measured in a process of its own, over that of its loaded runner. The peers are a DataLoader with T
+workers and eager PyTorch, on fewer images, in the same rounds.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -23,18 +24,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import report
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from swsl.export import export_model  # noqa: E402
-from swsl.output import csv_header, csv_row  # noqa: E402
-from swsl.runner import Runner  # noqa: E402
-from swsl.variants import create_model  # noqa: E402
+from swsl._torchvision import import_torchvision
+from swsl.export import export_model
+from swsl.output import csv_header, csv_row
+from swsl.preprocess import PreprocessSpec
+from swsl.runner import Runner
+from swsl.variants import create_model
 
 TOP_K = 5
+SPEC = PreprocessSpec()
 
 
 def make_photographs(source: Path, folder: Path, count: int, size: tuple[int, int]) -> list[str]:
@@ -59,6 +62,42 @@ def classify(runner: Runner, paths: list[str], target: Path) -> None:
             file.write(csv_row(result, TOP_K))
 
 
+class Photographs(Dataset[torch.Tensor]):
+    def __init__(self, paths: list[str], load: Callable[[str], torch.Tensor]) -> None:
+        self.paths, self.load = paths, load
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.load(self.paths[index])
+
+
+def peers() -> dict[str, Callable[[str], torch.Tensor]]:
+    """How others turn a file into a tensor; those that are installed."""
+    import_torchvision()
+    from timm.data import create_transform
+    from torchvision.transforms import v2
+
+    timm_transform = create_transform(
+        input_size=(3, *SPEC.input_size), crop_pct=SPEC.crop_pct, interpolation=SPEC.interpolation, mean=SPEC.mean, std=SPEC.std
+    )  # fmt: skip
+    found = {"Pillow + timm": lambda path: timm_transform(Image.open(path).convert("RGB"))}
+    try:
+        import simplejpeg
+    except ImportError as error:
+        print(f"without simplejpeg: {error}")
+        return found
+    v2_transform = v2.Compose([
+        v2.Resize(int(SPEC.input_size[0] / SPEC.crop_pct), antialias=True), v2.CenterCrop(list(SPEC.input_size)),
+        v2.ToDtype(torch.float32, scale=True), v2.Normalize(SPEC.mean, SPEC.std),
+    ])  # fmt: skip
+    found["simplejpeg + torchvision v2"] = lambda path: v2_transform(
+        torch.from_numpy(simplejpeg.decode_jpeg(Path(path).read_bytes(), "RGB")).permute(2, 0, 1)
+    )
+    return found
+
+
 def seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
@@ -78,19 +117,24 @@ def measure_memory(model: str, paths: list[str], threads: int, target: Path) -> 
     loaded = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of loading
     classify(runner, paths, target)
-    print(json.dumps({"loaded_mb": loaded / 1e6, "peak_over_loaded_mb": (memory("VmHWM") - loaded) / 1e6}))
+    print(json.dumps((memory("VmHWM") - loaded) / 1e6))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--image", type=Path, default=ROOT / "swsl" / "chelsea.jpg", help="what is cropped")
+    parser.add_argument(
+        "--image", type=Path, default=report.ROOT / "swsl" / "chelsea.jpg", help="what is cropped"
+    )
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--size", type=int, nargs=2, default=(500, 392), metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--variant", default="swsl_resnext50_32x4d")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--readme", type=Path, metavar="FILE", help="its table between the markers is replaced"
+    )
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory:
@@ -99,11 +143,14 @@ def main() -> None:
         measure_memory(str(folder / "model.pt"), photographs, arguments.threads, folder / "out.csv")
         return
 
+    torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = make_photographs(arguments.image, folder, arguments.count, tuple(arguments.size))
         torch.manual_seed(0)
-        export_model(create_model(arguments.variant, pretrained=False), folder / "model.pt")
+        model = create_model(arguments.variant, pretrained=False).eval()
+        export_model(model, folder / "model.pt")
+        model = model.to(memory_format=torch.channels_last)
 
         runner = Runner(folder / "model.pt", threads=arguments.threads)
         alone = Runner(folder / "model.pt", threads=1)
@@ -114,33 +161,51 @@ def main() -> None:
             prepare = seconds(lambda: alone.preprocess(chunk)) / len(chunk)
             return prepare, statistics.median(seconds(lambda: runner.forward(batch)) for _ in range(5))
 
+        @torch.inference_mode()
+        def eager(load: Callable[[str], torch.Tensor], chunk: list[str]) -> None:
+            loader = DataLoader(
+                Photographs(chunk, load),
+                runner.batch_size,
+                num_workers=arguments.threads,
+                multiprocessing_context="fork",
+            )
+            for images in loader:
+                model(images.to(memory_format=torch.channels_last)).softmax(1).topk(TOP_K)
+
         parts()
-        rounds = []
+        rounds, peer_rates = [], {peer: [] for peer in peers()}
         for _ in range(arguments.rounds):
             before = parts()
             rate = len(paths) / seconds(lambda: classify(runner, paths, folder / "out.csv"))
             prepare, forward = (statistics.mean(pair) for pair in zip(before, parts(), strict=True))
             predicted = 1 / (prepare / arguments.threads + forward / runner.batch_size)
             rounds.append((rate / predicted, rate, predicted, prepare * 1e3, forward * 1e3))
+            chunk = paths[: 6 * runner.batch_size]
+            for peer, load in peers().items():
+                peer_rates[peer].append(
+                    len(chunk) / seconds(lambda load=load, chunk=chunk: eager(load, chunk))
+                )
         command = [sys.executable, __file__, "--memory", name, "--threads", str(arguments.threads)]
-        answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        peak = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
-    names = ("of_predicted", "images_per_s", "predicted_images_per_s", "preprocess_ms_1_thread", "forward_ms")
-    medians = {
-        name: statistics.median(values) for name, values in zip(names, zip(*rounds, strict=True), strict=True)
-    }
-    processors = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(":")[1].strip() for line in processors if line.startswith("model name")), "")
-    environment = {
-        "cpu": cpu or platform.processor(), "cores": os.cpu_count(), "threads": arguments.threads,
-        "torch": torch.__version__, "python": platform.python_version(), "engine": runner.info.name,
-        "batch_size": runner.batch_size, "variant": arguments.variant, "images": arguments.count,
-        "size": list(arguments.size),
-    }  # fmt: skip
-    ratios = [round(ratio, 4) for ratio, *_ in rounds]
-    print(
-        json.dumps({"environment": environment, **medians, "rounds": ratios, **json.loads(answer)}, indent=2)
+    share, rate, predicted, prepare, forward = (
+        statistics.median(values) for values in zip(*rounds, strict=True)
     )
+    lines = [
+        "| folder → CSV | images/s |", "|---|---|", f"| **swsl** | **{rate:.1f}** |",
+        f"| what its parts alone predict | {predicted:.1f} |",
+        *(f"| DataLoader, {peer}, eager PyTorch | {statistics.median(rates):.1f} |" for peer, rates in peer_rates.items()),
+        "",
+        f"{arguments.count} photographs of {arguments.size[0]}×{arguments.size[1]}, {arguments.variant}, float32, batches of "
+        f"{runner.batch_size}, engine: {runner.info.name}; medians of {arguments.rounds} rounds in which they take turns. swsl "
+        f"reaches **{share:.3f}** of the predicted rate (decoding and preprocessing {prepare:.2f} ms an image on one thread, a "
+        f"forward pass {forward:.0f} ms a batch) and needs {peak:.0f} MB more than its loaded runner. "
+        + report.environment(arguments.threads, "torch", "pillow", "timm", "torchvision", "simplejpeg"),
+    ]  # fmt: skip
+    print("\n".join(lines))
+    print("of predicted, each round:", *(f"{values[0]:.3f}" for values in rounds))
+    if arguments.readme:
+        report.write_table(arguments.readme, "folder", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import argparse
 import datetime
 import json
 import math
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,17 +23,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import report
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from swsl.export import export_model, relative_error  # noqa: E402
-from swsl.variants import VARIANTS, create_model  # noqa: E402
+from swsl.export import export_model, relative_error
+from swsl.variants import VARIANTS, create_model
 
 ENGINES = ("swsl", "eager", "torchscript", "inductor", "onnxruntime", "openvino")
-MARKERS = ("<!-- forward:begin -->", "<!-- forward:end -->")
 Forward = Callable[[], Tensor]
 
 
@@ -225,33 +221,12 @@ def table(results: dict[str, Any]) -> str:
         if ratios:
             mean = math.exp(statistics.fmean(map(math.log, ratios)))
             lines.append(f"| {dtype} | geometric mean | |" + " |" * len(ENGINES) + f" **{mean:.2f}×** | |")
-    machine = results["machine"]
-    dates = sorted({row["date"] for row in results["rows"].values()})
-    lines.append("")
-    lines.append(
-        f"Milliseconds per image at 224×224 on {machine['processor']}, {machine['threads']} threads, {dates[-1]}, medians of "
-        f"rounds in which the engines take turns. The peak is a loop of multiply-adds in registers, measured in the same "
-        f"rounds. {', '.join(f'{package} {version}' for package, version in machine['versions'].items())}."
-    )
+    lines += [
+        "",
+        "Milliseconds per image at 224×224, medians of rounds in which the engines take turns. The peak is a loop of "
+        f"multiply-adds in registers, measured in the same rounds. {results['environment']}",
+    ]
     return "\n".join(lines)
-
-
-def machine(threads: int) -> dict[str, Any]:
-    """What the numbers depend on."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    processor = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            processor = line.split(":", 1)[1].strip()
-            break
-    versions = {"torch": torch.__version__}
-    for package in ("onnxruntime", "openvino"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return {"processor": processor, "threads": threads, "versions": versions}
 
 
 def main() -> None:
@@ -283,7 +258,7 @@ def main() -> None:
     if arguments.json and arguments.json.exists():
         results = json.loads(arguments.json.read_text("utf-8"))
     if arguments.rounds:
-        results["machine"] = machine(arguments.threads)
+        results["environment"] = report.environment(arguments.threads, "torch", "onnxruntime", "openvino")
     for wanted in arguments.only if arguments.rounds else []:
         name = wanted if wanted in VARIANTS else f"swsl_resnext{wanted}"
         with tempfile.TemporaryDirectory() as folder:
@@ -313,10 +288,7 @@ def main() -> None:
         text = table(results)
         print(text)
         if arguments.readme:
-            readme = arguments.readme.read_text("utf-8")
-            before, rest = readme.split(MARKERS[0])
-            _, after = rest.split(MARKERS[1])
-            arguments.readme.write_text(f"{before}{MARKERS[0]}\n{text}\n{MARKERS[1]}{after}", "utf-8")
+            report.write_table(arguments.readme, "forward", text)
 
 
 if __name__ == "__main__":

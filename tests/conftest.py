@@ -30,8 +30,12 @@ NAMES = tuple(swsl.VARIANTS)
 
 @pytest.fixture(autouse=True)
 def torch_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keeps the user's own cache of weights out of every test."""
+    """Keeps the user's own cache of weights out of every test, and the checkout: `python -m swsl` there would import its sources
+    in place of the installed package, which alone has the compiled runner."""
     home = tmp_path / "torch-home"
+    elsewhere = tmp_path / "working-directory"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
     monkeypatch.setenv("TORCH_HOME", str(home))
     return home
 

@@ -8,6 +8,9 @@
 // Errors: std::invalid_argument for a batch of another shape or dtype, or options that cannot be had; ModelError from
 // make_engine for a module that does not pass its own golden check.
 //
+// On CUDA, batches are padded to one of a few sizes, each of which is measured and captured as a CUDA graph when it first comes,
+// in a second or more: the largest and single images at once, when the engine is made.
+//
 // Thread safety: forward and embed may be called from any number of threads. A process that was forked off after the
 // engine was made has none of its threads and must make its own: calls there are refused.
 #pragma once

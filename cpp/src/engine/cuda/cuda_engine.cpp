@@ -149,7 +149,7 @@ class CudaEngine final : public Engine {
     done.record(stream_);
     done.block(caller);
     result.record_stream(caller);
-    if (batch.is_cuda()) batch.record_stream(stream_);
+    if (batch.device() == device_) batch.record_stream(stream_);
     return result;
   }
 
@@ -160,7 +160,8 @@ class CudaEngine final : public Engine {
     ready.block(stream_);
   }
 
-  // On `stream_`, with turn_ held. The reference is good until the next call.
+  // On `stream_`, with turn_ held. The reference is good until the next call. A size that comes for the first time is measured and
+  // captured, which takes a second or more.
   Bucket& bucket_for(int wanted, std::int64_t height, std::int64_t width) {
     const int size = bucket_size(wanted, std::max(most_.load(), wanted));
     for (auto it = buckets_.begin(); it != buckets_.end(); ++it)

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <limits>
+#include <map>
 #include <optional>
 #include <stdexcept>
+#include <tuple>
 
 #include <ATen/ATen.h>
 #include <c10/cuda/CUDAStream.h>
@@ -80,6 +82,16 @@ bool agree(const at::Tensor& a, const at::Tensor& b) {
   const auto x = a.to(at::kFloat), y = b.to(at::kFloat);
   const auto largest = y.abs().max().item<float>();
   return (x - y).abs().max().item<float>() <= 0.03f * largest + 1e-6f;  // false for NaN
+}
+
+// Layers that are the same to whoever computes them: a network has few such kinds.
+using Kind = std::tuple<std::vector<std::int64_t>, int, int, std::array<int, 8>, bool, bool>;
+
+Kind kind_of(const Layer& layer, const at::Tensor& input) {
+  const cpu::Window& w = layer.window;
+  return {input.sizes().vec(), layer.out_channels, layer.groups,
+          {w.kernel_height, w.kernel_width, w.stride_height, w.stride_width, w.pad_height, w.pad_width, w.dilation_height, w.dilation_width},
+          layer.relu, layer.residual >= 0};
 }
 
 std::string shape_of(const at::Tensor& tensor) {
@@ -258,9 +270,15 @@ Methods DeviceNetwork::choose(const at::Tensor& input, std::string& notes) const
   constexpr int runs = 7;
   const Stopwatch stopwatch;
   Methods methods(steps_.size(), Method::plain);
+  std::map<Kind, Method> known;
   walk(input, [&](std::size_t i, const at::Tensor& from, const at::Tensor& residual) {
     const Step& step = steps_[i];
     if (step.layer.operation != Operation::convolution) return pool(step.layer, from);
+    const auto [same, fresh] = known.try_emplace(kind_of(step.layer, from), Method::plain);
+    if (!fresh) {
+      methods[i] = same->second;
+      return convolve(step, methods[i], from, residual);
+    }
     const at::Tensor expected = convolve(step, Method::plain, from, residual);
     double best = std::numeric_limits<double>::infinity();
     for (const Method method : candidates(step)) {
@@ -275,7 +293,7 @@ Methods DeviceNetwork::choose(const at::Tensor& input, std::string& notes) const
         for (int run = 0; run < runs; ++run) fastest = std::min(fastest, stopwatch([&] { convolve(step, method, from, residual); }));
         if (fastest < best) {
           best = fastest;
-          methods[i] = method;
+          methods[i] = same->second = method;
         }
       } catch (const c10::OutOfMemoryError&) {
         throw;

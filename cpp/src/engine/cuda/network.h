@@ -42,7 +42,7 @@ class DeviceNetwork {
   // Of `methods`, those of convolutions.
   std::vector<Method> convolutions(const Methods& methods) const;
 
-  // Times every method of every layer on this input; results that disagree with `plain` are out, and `notes` says so.
+  // Times every method of every kind of layer on this input; results that disagree with `plain` are out, and `notes` says so.
   Methods choose(const at::Tensor& input, std::string& notes) const;
 
  private:

@@ -62,8 +62,9 @@ def build_info() -> dict[str, Any]:
 
     Returns:
         ``compiled`` (bool) and, where it is False, ``reason``; else ``swsl`` and ``torch`` (the versions it was built
-        with), ``jpeg``, ``png`` and ``other_formats`` (what decodes them: "libjpeg", "libpng" or "Pillow") and ``cuda``
-        (whether torch's CUDA libraries are linked).
+        with), ``jpeg``, ``png`` and ``other_formats`` (what decodes them: "libjpeg", "libpng" or "Pillow"), ``cuda``
+        (whether torch's CUDA libraries are linked) and ``cuda_kernels`` (whether our own were compiled: without them CUDA
+        devices run TorchScript, and the CPU prepares the images).
     """
     try:
         built = _extension().build_info()
@@ -108,8 +109,9 @@ class Runner:
         model: the ``.pt`` that `swsl export` wrote.
         device: "cpu", "cuda", "cuda:1" or "auto" (a GPU if there is one).
         dtype: "float32", "bfloat16" or "float16", of weights and activations, or "auto": the faster of the first two,
-            measured once for a machine and model, and bfloat16 only if its logits are within the tolerance. Logits are
-            always float32.
+            measured once for a machine and model, and bfloat16 only if its logits are within the tolerance. On a GPU
+            also "tf32": float32 whose products are of numbers rounded to 10 bits of mantissa, in float16's tolerance;
+            "float32" never does that. Logits are always float32.
         threads: that compute the forward pass on a CPU, and that decode and preprocess the images of a batch before it;
             0: as many as this process may use cores, by its affinity and its cgroup's CPU quota.
         batch_size: how many images one forward pass takes at most; 0: 16 on a CPU, 64 on a GPU.
@@ -275,7 +277,7 @@ class Runner:
         """Times one forward pass of a preprocessed batch N×3×H×W, N ≤ batch_size, layer by layer.
 
         Returns:
-            One entry per fused layer; none where the engine has no plan of its own (`info.name` is not "planned").
+            One entry per fused layer; none where the engine has no plan of its own (`info.name` is "torchscript").
 
         Raises:
             ValueError: a tensor of another shape or type, or more images than batch_size.

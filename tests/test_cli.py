@@ -140,9 +140,9 @@ def test_an_output_that_cannot_be_written(
             ["classify", "a.jpg", "--format", "json", "-o", "a.csv"],
             "the name after -o decides; give one of them",
         ),
-        (["classify", "a.jpg", "--runner", "m.pt", "--weights", "w.pth"], "m.pt is a model with weights"),
-        (["demo", "--runner", "m.pt", "--model", "swsl_resnext101_32x8d"], "m.pt is a model with weights"),
-        (["validate", "dir", "--frozen", "m.pt", "--weights", "w.pth"], "m.pt is a model with weights"),
+        (["classify", "a.jpg", "--runner", "m.pt", "--weights", "w.pth"], "not allowed with argument"),
+        (["demo", "--runner", "m.pt", "--model", "swsl_resnext101_32x8d"], "m.pt is a whole model"),
+        (["validate", "dir", "--frozen", "m.pt", "--weights", "w.pth"], "not allowed with argument"),
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:

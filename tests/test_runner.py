@@ -214,6 +214,8 @@ def test_faulty_arguments_are_named(runner: Runner, path: Path, photo: Path, tmp
     for options in ({"device": "tpu"}, {"dtype": "int8"}, {"threads": -1}, {"batch_size": -1}):
         with pytest.raises(ValueError, match=next(iter(options))):
             Runner(path, **options)
+    with pytest.raises(ValueError, match='dtype: .*"tf32", which only CUDA computes'):
+        Runner(path, dtype="tf32")
     with pytest.raises(ModelError, match=r"nothing\.pt: no such file"):
         Runner(tmp_path / "nothing.pt")
     with pytest.raises(ModelError, match="not a TorchScript archive"):
@@ -233,6 +235,22 @@ def test_it_says_what_it_is(runner: Runner, path: Path) -> None:
     assert built["swsl"] == swsl.__version__
     assert built["jpeg"] in ("libjpeg", "Pillow")
     assert os.path.isfile(os.path.join(runner_module.cmake_prefix_path, "swsl", "swslConfig.cmake"))
+
+
+def test_a_gpu_that_is_not_there(path: Path) -> None:
+    count = torch.cuda.device_count() if build_info()["cuda"] else 0
+    with pytest.raises(
+        ValueError, match=f'device: "cuda:{count}" is not here: torch sees {count} CUDA devices'
+    ):
+        Runner(path, device=f"cuda:{count}")
+    if count == 0:
+        assert "device auto: no CUDA device is here" in Runner(path, device="auto").info.reason
+
+
+def test_cuda_libraries_that_are_linked_are_loaded() -> None:
+    # A linker that is told nothing else drops libraries of which no symbol is needed; no CUDA device would be found then.
+    (library,) = (Path(runner_module.__file__).parent / "lib").glob("libswsl.so")
+    assert (b"libtorch_cuda.so" in library.read_bytes()) == build_info()["cuda"]
 
 
 def test_decode_image_equals_pillow(photo: Path) -> None:

@@ -221,6 +221,7 @@ py::dict build_info() {
   out["jpeg"] = info.jpeg;
   out["png"] = info.png;
   out["cuda"] = info.cuda;
+  out["cuda_kernels"] = info.cuda_kernels;
   return out;
 }
 

@@ -105,15 +105,10 @@ void Pipeline::prepare_images() {
       const std::size_t index = taken_++;
       const std::size_t slot = index / batch_size_ % batches;
       Item& item = items_[index % capacity()];
-      at::Tensor& batch = ring_[slot];
-      if (!batch.defined()) {
-        std::vector<std::int64_t> shape = options_.image_shape;
-        shape.insert(shape.begin(), options_.batch_size);
-        batch = at::empty(shape, at::TensorOptions(at::kFloat).pinned_memory(options_.pinned));
-      }
-      float* output = batch.data_ptr<float>() + index % batch_size_ * (batch.numel() / options_.batch_size);
+      if (!ring_[slot]) ring_[slot] = options_.make_buffer();
+      BatchBuffer& buffer = *ring_[slot];
       lock.unlock();
-      item.error = options_.prepare(item.image, output);
+      item.error = options_.prepare(buffer, item.image, index % batch_size_);
       lock.lock();
       if (++prepared_[slot] == batch_size_ || finished_) batch_ready_.notify_one();
     }
@@ -144,18 +139,16 @@ void Pipeline::compute_batches() {
 }
 
 void Pipeline::compute_batch(std::size_t begin, std::size_t count) {
-  const at::Tensor& batch = ring_[begin / batch_size_ % batches];
-  const std::size_t size = static_cast<std::size_t>(batch.numel()) / batch_size_;
-  float* images = batch.data_ptr<float>();
   std::vector<Item*> good;
+  std::vector<std::size_t> places;
   for (std::size_t i = 0; i < count; ++i) {
     Item& item = items_[(begin + i) % capacity()];
     if (!item.error.empty()) continue;
-    if (good.size() < i) std::copy_n(images + i * size, size, images + good.size() * size);  // the good ones close ranks
     good.push_back(&item);
+    places.push_back(i);
   }
   if (good.empty()) return;
-  const auto rows = options_.compute(batch.narrow(0, 0, static_cast<std::int64_t>(good.size())));
+  const auto rows = options_.compute(ring_[begin / batch_size_ % batches]->take(places));
   for (std::size_t i = 0; i < good.size(); ++i) good[i]->row = rows[static_cast<std::int64_t>(i)];
 }
 

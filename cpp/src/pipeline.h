@@ -1,6 +1,6 @@
 // Images through two stages, in order: many threads prepare images, one computes whole batches of them.
 //
-// Image i has place i % capacity from when it is pushed to when its result is popped, and batch b the ring's tensor
+// Image i has place i % capacity from when it is pushed to when its result is popped, and batch b the ring's buffer
 // b % batches. As a place is free again only after its image has been computed and popped, nothing is written too early.
 #pragma once
 
@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <exception>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -19,16 +20,17 @@
 
 #include <swsl/runner.h>
 
+#include "batch_buffer.h"
+
 namespace swsl {
 
 struct PipelineOptions {
-  std::vector<std::int64_t> image_shape;  // of a prepared image
   int batch_size = 1;
   int workers = 1;
-  bool pinned = false;  // batches in memory that a GPU copies from fast
 
-  // Writes the prepared image; returns what is wrong with it, "" if nothing is.
-  std::function<std::string(const ImageSource& image, float* output)> prepare;
+  std::function<std::unique_ptr<BatchBuffer>()> make_buffer;  // for batch_size images
+  // Brings the image into the buffer, at `place`; returns what is wrong with it, "" if nothing is.
+  std::function<std::string(BatchBuffer& buffer, const ImageSource& image, std::size_t place)> prepare;
   // A batch of prepared images to one row for each. A pipeline has one thread that calls this.
   std::function<at::Tensor(const at::Tensor& batch)> compute;
 };
@@ -62,7 +64,7 @@ class Pipeline {
 
   const PipelineOptions options_;
   const std::size_t batch_size_;
-  std::vector<at::Tensor> ring_;       // of batches, made when first needed
+  std::vector<std::unique_ptr<BatchBuffer>> ring_;  // made when first needed
   std::vector<std::size_t> prepared_;  // images of each that are ready to be computed, failed ones among them
   std::vector<Item> items_;
 

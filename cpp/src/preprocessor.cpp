@@ -1,6 +1,5 @@
 #include "swsl/preprocessor.h"
 
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -8,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "resample/arithmetic.h"
 #include "resample/axis.h"
+#include "resample/normalization.h"
 #include "resample/prepared.h"
 #include "resample/scalar.h"
 
@@ -17,40 +16,6 @@ namespace swsl {
 namespace {
 
 using resample::Normalization;
-
-// Round to nearest even; the pixels' values are finite, so NaN needs no care.
-std::uint16_t to_bfloat16(float value) {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
-  return static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-std::uint16_t to_float16(float value) {
-  const auto sign = static_cast<std::uint16_t>(std::signbit(value) ? 0x8000 : 0);
-  const float magnitude = std::fabs(value);
-  if (magnitude >= 65520.0f) return sign | 0x7c00;
-  int exponent;
-  std::frexp(magnitude, &exponent);
-  if (magnitude < 0x1p-14f) exponent = -13;  // subnormal: the spacing no longer shrinks
-  // In units of the last of 11 bits; a carry out of the mantissa raises the exponent field, as it should.
-  const auto units = static_cast<std::uint32_t>(std::nearbyint(std::ldexp(magnitude, 11 - exponent)));
-  return static_cast<std::uint16_t>(sign | (units + ((exponent + 13) << 10)));
-}
-
-Normalization make_normalization(const PreprocessSpec& spec) {
-  Normalization result;
-  for (int c = 0; c < 3; ++c) {
-    result.mean[c] = static_cast<float>(spec.mean[c]);
-    result.std[c] = static_cast<float>(spec.std[c]);
-    for (int pixel = 0; pixel < 256; ++pixel) {
-      const float value =
-          resample::normalize(static_cast<std::uint8_t>(pixel), result.mean[c], result.std[c]);
-      result.float32[c][pixel] = value;
-      result.bfloat16[c][pixel] = to_bfloat16(value);
-      result.float16[c][pixel] = to_float16(value);
-    }
-  }
-  return result;
-}
 
 [[noreturn]] void bad_spec(const std::string& field, const std::string& got, const std::string& expected) {
   throw std::invalid_argument("preprocess spec: " + field + " is " + got + ", expected " + expected);
@@ -140,7 +105,7 @@ struct Preprocessor::State {
   resample::AxisCache axes;
 
   State(const PreprocessSpec& spec, Isa isa)
-      : spec(spec), isa(isa), normalization(make_normalization(spec)), axes(spec.interpolation, isa) {}
+      : spec(spec), isa(isa), normalization(resample::make_normalization(spec)), axes(spec.interpolation, isa) {}
 };
 
 Preprocessor::Preprocessor(const PreprocessSpec& spec) : Preprocessor(spec, default_isa()) {}

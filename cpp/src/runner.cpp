@@ -10,6 +10,9 @@
 #include <torch/version.h>
 
 #include "cores.h"
+#if SWSL_CUDA_KERNELS
+#include "resample/cuda/cuda_batch.h"
+#endif
 #include "runner_state.h"
 
 namespace swsl {
@@ -23,7 +26,10 @@ EngineOptions engine_options(const RunnerOptions& options) {
     throw std::invalid_argument("batch_size: expected 0 or more, got " + std::to_string(options.batch_size));
   EngineOptions out;
   out.device = parse_device(options.device);
-  out.dtype = parse_dtype(options.dtype);
+  out.tf32 = options.dtype == "tf32";
+  if (out.tf32 && out.device.is_cpu())
+    throw std::invalid_argument("dtype: expected float32, bfloat16, float16 or auto on " + options.device + ", got \"tf32\", which only CUDA computes");
+  out.dtype = out.tf32 ? at::kFloat : parse_dtype(options.dtype);
   out.threads = options.threads ? options.threads : available_cores();
   out.max_batch = options.batch_size ? options.batch_size : default_batch_size(out.device);
   return out;
@@ -33,6 +39,13 @@ DecodeOptions decode_options(const PreprocessSpec& spec, const RunnerOptions& op
   DecodeOptions out{.exif_orientation = options.exif_orientation};
   if (options.dct_scaling) out.dct_scaling = std::max(1, static_cast<int>(std::max(spec.height, spec.width) / spec.crop_pct));
   return out;
+}
+
+EngineInfo complete(EngineInfo info, const RunnerOptions& options) {
+  const bool cpu = info.device == "cpu";
+  if (!cpu) info.reason += SWSL_CUDA_KERNELS ? "; batches made of decoded images by the GPU" : "; images prepared by the CPU";
+  if (options.device == "auto") info.reason += cpu ? "; device auto: no CUDA device is here" : "; device auto: the first CUDA device";
+  return info;
 }
 
 }  // namespace
@@ -48,15 +61,17 @@ Runner::State::State(const FrozenModel& model, const RunnerOptions& options)
       batch_size(engine_options(options).max_batch),
       preprocessor(metadata.preprocess),
       engine(make_engine(model, engine_options(options))),
+      info(complete(engine->info(), options)),
       cores(available_cores()),
       decoders(decode_options(metadata.preprocess, options)),
       workers(options.threads ? options.threads : available_cores()) {}
 
-std::string Runner::State::preprocess(const ImageSource& source, float* output, const std::function<void()>& when_read) {
+std::string Runner::State::with_pixels(const ImageSource& source, const std::function<void()>& when_read,
+                                       const std::function<void(const ImageView&)>& use) {
   try {
     if (const auto* pixels = std::get_if<ImageView>(&source)) {
       if (when_read) when_read();
-      preprocessor(*pixels, output);
+      use(*pixels);
     } else {
       decoders.with([&](ImageDecoder& decoder) {
         if (const auto* path = std::get_if<std::string>(&source)) {
@@ -66,7 +81,7 @@ std::string Runner::State::preprocess(const ImageSource& source, float* output, 
           const auto& encoded = std::get<EncodedImage>(source);
           decoder.open(encoded.data, encoded.size, encoded.name);
         }
-        preprocessor(decoder.decode(preprocessor.source_rectangle(decoder.height(), decoder.width())), output);
+        use(decoder.decode(preprocessor.source_rectangle(decoder.height(), decoder.width())));
       });
     }
     return "";
@@ -77,8 +92,81 @@ std::string Runner::State::preprocess(const ImageSource& source, float* output, 
   }
 }
 
+std::string Runner::State::preprocess(const ImageSource& source, float* output, const std::function<void()>& when_read) {
+  return with_pixels(source, when_read, [&](const ImageView& pixels) { preprocessor(pixels, output); });
+}
+
+bool Runner::State::prepares_on_gpu() const { return SWSL_CUDA_KERNELS && info.device != "cpu"; }
+
+std::unique_ptr<BatchBuffer> Runner::State::make_buffer(int size) {
+  const auto& spec = preprocessor.spec();
+#if SWSL_CUDA_KERNELS
+  if (prepares_on_gpu())
+    return make_cuda_batch(spec, at::Device(info.device), info.dtype == "tf32" ? at::kFloat : parse_dtype(info.dtype), Layout::channels_last, size,
+                           [this](const auto&... arguments) { return with_pixels(arguments...); });
+#endif
+  return std::make_unique<TensorBatch>(std::vector<std::int64_t>{3, spec.height, spec.width}, size, /*pinned=*/info.device != "cpu",
+                                       [this](const auto&... arguments) { return preprocess(arguments...); });
+}
+
+std::unique_ptr<BatchBuffer> Runner::State::take_buffer() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!idle_.empty()) {
+      auto buffer = std::move(idle_.back());
+      idle_.pop_back();
+      return buffer;
+    }
+  }
+  return make_buffer(batch_size);
+}
+
+// One call of `compute` per batch_size images; images that failed take no part.
+template <typename Compute>
+BatchResult Runner::State::run(std::span<const ImageSource> images, BatchBuffer& buffer, const Compute& compute) {
+  BatchResult result{{}, std::vector<std::string>(images.size())};
+  if (images.empty()) result.rows = compute(buffer.take({})).to(at::kCPU);
+  for (std::size_t begin = 0; begin < images.size(); begin += batch_size) {
+    const std::size_t count = std::min<std::size_t>(batch_size, images.size() - begin);
+    workers.for_each(count, [&](std::size_t i) { result.errors[begin + i] = buffer.prepare(images[begin + i], i, {}); });
+    std::vector<std::size_t> good;
+    std::vector<std::int64_t> rows_of;
+    for (std::size_t i = 0; i < count; ++i)
+      if (result.errors[begin + i].empty()) {
+        good.push_back(i);
+        rows_of.push_back(static_cast<std::int64_t>(begin + i));
+      }
+    const auto rows = compute(buffer.take(good)).to(at::kCPU);
+    if (!result.rows.defined()) {
+      auto shape = rows.sizes().vec();
+      shape.front() = static_cast<std::int64_t>(images.size());
+      result.rows = at::full(shape, std::numeric_limits<float>::quiet_NaN(), at::kFloat);
+    }
+    result.rows.index_copy_(0, at::tensor(rows_of, at::kLong), rows);
+  }
+  return result;
+}
+
+// A buffer whose batch has failed is dropped.
+template <typename Compute>
+BatchResult Runner::State::run(std::span<const ImageSource> images, const Compute& compute) {
+  auto buffer = take_buffer();
+  auto result = run(images, *buffer, compute);
+  const std::lock_guard lock(mutex_);
+  idle_.push_back(std::move(buffer));
+  return result;
+}
+
+// In the way in which the engine's batches are made, so that a GPU's pixels can be looked at.
 BatchResult Runner::State::preprocess(std::span<const ImageSource> images) {
   const auto& spec = preprocessor.spec();
+#if SWSL_CUDA_KERNELS
+  if (prepares_on_gpu()) {
+    const auto buffer = make_cuda_batch(spec, at::Device(info.device), at::kFloat, Layout::planar, batch_size,
+                                        [this](const auto&... arguments) { return with_pixels(arguments...); });
+    return run(images, *buffer, [](const at::Tensor& batch) { return batch; });
+  }
+#endif
   BatchResult result{at::empty({static_cast<std::int64_t>(images.size()), 3, spec.height, spec.width}, at::kFloat),
                      std::vector<std::string>(images.size())};
   float* rows = result.rows.data_ptr<float>();
@@ -88,30 +176,6 @@ BatchResult Runner::State::preprocess(std::span<const ImageSource> images) {
     result.errors[i] = preprocess(images[i], row);
     if (!result.errors[i].empty()) std::fill_n(row, row_size, std::numeric_limits<float>::quiet_NaN());
   });
-  return result;
-}
-
-// One engine call per batch_size images; images that failed take no part.
-template <typename Compute>
-BatchResult Runner::State::run(std::span<const ImageSource> images, const Compute& compute) {
-  BatchResult result{{}, std::vector<std::string>(images.size())};
-  const auto& spec = preprocessor.spec();
-  if (images.empty()) result.rows = compute(at::empty({0, 3, spec.height, spec.width})).to(at::kCPU);
-  for (std::size_t begin = 0; begin < images.size(); begin += batch_size) {
-    auto part = preprocess(images.subspan(begin, std::min<std::size_t>(batch_size, images.size() - begin)));
-    std::vector<std::int64_t> good;
-    for (std::size_t i = 0; i < part.errors.size(); ++i) {
-      if (part.errors[i].empty()) good.push_back(static_cast<std::int64_t>(i));
-      result.errors[begin + i] = std::move(part.errors[i]);
-    }
-    const bool all = good.size() == part.errors.size();
-    const auto which = at::tensor(good, at::kLong);
-    const auto rows = compute(all ? part.rows : part.rows.index_select(0, which)).to(at::kCPU);
-    if (!result.rows.defined())
-      result.rows = at::full({static_cast<std::int64_t>(images.size()), rows.size(1)},
-                             std::numeric_limits<float>::quiet_NaN(), at::kFloat);
-    result.rows.index_copy_(0, which + static_cast<std::int64_t>(begin), rows);
-  }
   return result;
 }
 
@@ -194,7 +258,7 @@ BatchResult Runner::preprocess(std::span<const ImageSource> images) const { retu
 at::Tensor Runner::forward(const at::Tensor& batch) const { return state_->engine->forward(batch); }
 
 const Metadata& Runner::metadata() const { return state_->metadata; }
-const EngineInfo& Runner::info() const { return state_->engine->info(); }
+const EngineInfo& Runner::info() const { return state_->info; }
 int Runner::batch_size() const { return state_->batch_size; }
 
 BuildInfo build_info() {
@@ -204,6 +268,7 @@ BuildInfo build_info() {
   info.jpeg = decodes_jpeg();
   info.png = decodes_png();
   info.cuda = SWSL_LINKS_CUDA;
+  info.cuda_kernels = SWSL_CUDA_KERNELS;
   return info;
 }
 

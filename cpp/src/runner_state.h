@@ -11,6 +11,7 @@
 #include <swsl/preprocessor.h>
 #include <swsl/runner.h>
 
+#include "batch_buffer.h"
 #include "cores.h"
 #include "worker_pool.h"
 
@@ -49,15 +50,22 @@ std::string name_of(const ImageSource& source);
 struct Runner::State {
   State(const FrozenModel& model, const RunnerOptions& options);
 
-  // Returns what is wrong with the image, "" if nothing is. `when_read` is called once the image's file has been read and
-  // before anything is computed.
+  // Decodes the image and calls `use` with its pixels. Returns what is wrong with it, "" if nothing is. `when_read` is called
+  // once the image's file has been read and before anything is computed.
+  std::string with_pixels(const ImageSource& source, const std::function<void()>& when_read, const std::function<void(const ImageView&)>& use);
+
   std::string preprocess(const ImageSource& source, float* output, const std::function<void()>& when_read = {});
+
+  // For batches on their way to the engine: made by the GPU where it computes them and this build has the kernels.
+  std::unique_ptr<BatchBuffer> make_buffer(int size);
 
   // Rows of images that cannot be used are NaN.
   BatchResult preprocess(std::span<const ImageSource> images);
 
   template <typename Compute>
   BatchResult run(std::span<const ImageSource> images, const Compute& compute);
+  template <typename Compute>
+  BatchResult run(std::span<const ImageSource> images, BatchBuffer& buffer, const Compute& compute);
 
   std::vector<Prediction> predictions(const at::Tensor& logits_row, int top_k) const;
 
@@ -65,9 +73,17 @@ struct Runner::State {
   const int batch_size;
   const Preprocessor preprocessor;
   const std::unique_ptr<Engine> engine;
+  const EngineInfo info;  // the engine's, with what the runner has to add
   CoreBudget cores;  // shared by the streams of this runner
   Decoders decoders;
   WorkerPool workers;
+
+ private:
+  bool prepares_on_gpu() const;
+  std::unique_ptr<BatchBuffer> take_buffer();
+
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<BatchBuffer>> idle_;  // of batch_size images, handed from call to call
 };
 
 }  // namespace swsl

@@ -25,13 +25,12 @@ const StreamOptions& checked(const StreamOptions& options) {
 Stream::Stream(const Runner& runner, const StreamOptions& options) : options_(checked(options)), runner_(runner.state_) {
   auto& state = *runner_;
   PipelineOptions pipeline;
-  pipeline.image_shape = {3, state.preprocessor.spec().height, state.preprocessor.spec().width};
   pipeline.batch_size = options.batch_size ? options.batch_size : state.batch_size;
   pipeline.workers = options.workers ? options.workers : available_cores();
-  pipeline.pinned = !state.engine->info().device.starts_with("cpu");
-  pipeline.prepare = [&state](const ImageSource& image, float* output) {
+  pipeline.make_buffer = [&state, size = pipeline.batch_size] { return state.make_buffer(size); };
+  pipeline.prepare = [&state](BatchBuffer& buffer, const ImageSource& image, std::size_t place) {
     CoreBudget::Hold core;
-    return state.preprocess(image, output, [&] { core = state.cores.for_image(); });
+    return buffer.prepare(image, place, [&] { core = state.cores.for_image(); });
   };
   pipeline.compute = [&state, embed = options.output == Output::embedding](const at::Tensor& batch) {
     const auto cores = state.cores.for_forward(state.engine->info().threads);

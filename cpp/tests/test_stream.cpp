@@ -9,6 +9,7 @@
 #include "check.h"
 #include "test_data.h"
 
+using swsl::BatchBuffer;
 using swsl::ImageSource;
 using swsl::Pipeline;
 using swsl::PipelineOptions;
@@ -23,18 +24,24 @@ const Runner& runner() {
 }
 
 // Images that are their own numbers; those divisible by `bad` fail.
-PipelineOptions numbers(int batch_size, int workers, int bad = 1 << 30) {
-  PipelineOptions options;
-  options.image_shape = {2};
-  options.batch_size = batch_size;
-  options.workers = workers;
-  options.prepare = [bad](const ImageSource& image, float* output) -> std::string {
+swsl::TensorBatch::Write number_writer(int bad) {
+  return [bad](const ImageSource& image, float* output, const std::function<void()>&) -> std::string {
     const int number = std::stoi(std::get<std::string>(image));
     if (number % bad == 0) return "bad " + std::to_string(number);
     if (number % 7 == 3) std::this_thread::sleep_for(std::chrono::microseconds(200));  // so that they finish out of order
     output[0] = output[1] = static_cast<float>(number);
     return "";
   };
+}
+
+PipelineOptions numbers(int batch_size, int workers, int bad = 1 << 30) {
+  PipelineOptions options;
+  options.batch_size = batch_size;
+  options.workers = workers;
+  options.make_buffer = [=] {
+    return std::make_unique<swsl::TensorBatch>(std::vector<std::int64_t>{2}, batch_size, /*pinned=*/false, number_writer(bad));
+  };
+  options.prepare = [](BatchBuffer& buffer, const ImageSource& image, std::size_t place) { return buffer.prepare(image, place, {}); };
   options.compute = [](const at::Tensor& batch) { return batch * 2; };
   return options;
 }
@@ -132,7 +139,7 @@ TEST(a_failed_engine_throws_after_the_results_before_it) {
 
 TEST(a_failed_worker_throws) {
   auto options = numbers(2, 2);
-  options.prepare = [](const ImageSource&, float*) -> std::string { throw std::bad_alloc(); };
+  options.prepare = [](BatchBuffer&, const ImageSource&, std::size_t) -> std::string { throw std::bad_alloc(); };
   Pipeline pipeline(options);
   pipeline.push("1");
   CHECK_THROWS(std::bad_alloc, "bad_alloc", pipeline.pop());
@@ -143,9 +150,9 @@ TEST(destruction_stops_at_any_moment) {
     std::atomic<int> running = 0;
     {
       auto options = numbers(3, 3);
-      options.prepare = [&, inner = options.prepare](const ImageSource& image, float* output) {
+      options.prepare = [&, inner = options.prepare](BatchBuffer& buffer, const ImageSource& image, std::size_t place) {
         ++running;
-        auto error = inner(image, output);
+        auto error = inner(buffer, image, place);
         --running;
         return error;
       };

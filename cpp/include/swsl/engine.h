@@ -8,6 +8,9 @@
 // Errors: std::invalid_argument for a batch of another shape or dtype, or options that cannot be had; ModelError from
 // make_engine for a module that does not pass its own golden check.
 //
+// On CUDA, batches are padded to one of a few sizes, each of which is measured and captured as a CUDA graph when it first comes,
+// in a second or more: the largest and single images at once, when the engine is made.
+//
 // Thread safety: forward and embed may be called from any number of threads. A process that was forked off after the
 // engine was made has none of its threads and must make its own: calls there are refused.
 #pragma once
@@ -29,6 +32,7 @@ struct EngineOptions {
   at::Device device = at::kCPU;
   at::ScalarType dtype = at::kFloat;  // of weights and activations: kFloat, kBFloat16, kHalf; Undefined: the
                                       // faster of the first two, bfloat16 only if its logits are within the tolerance
+  bool tf32 = false;                  // with kFloat on CUDA: products of numbers rounded to TF32, in float16's tolerance
   int threads = 0;                    // of the forward pass on a CPU; 0: as many as torch uses (at::get_num_threads)
   int max_batch = 16;                 // larger batches are computed in parts of at most this many images
 };
@@ -36,7 +40,7 @@ struct EngineOptions {
 struct EngineInfo {
   std::string name;    // "torchscript", …
   std::string device;  // "cpu", "cuda:0", …
-  std::string dtype;   // "float32", "bfloat16", "float16"
+  std::string dtype;   // "float32", "bfloat16", "float16", "tf32"
   int threads = 0;     // of the forward pass; 0 where the CPU does not compute it
   std::string reason;  // why this engine and this form of it
   GoldenResult golden;

@@ -34,7 +34,8 @@ namespace swsl {
 struct RunnerOptions {
   std::string device = "cpu";     // "cpu", "cuda", "cuda:1", "auto" (CUDA if there is a device)
   // Of weights and activations: "float32", "bfloat16", "float16", or "auto": the faster of the first two, measured once for a
-  // machine and model, bfloat16 only if its logits are within the tolerance. Logits are float32.
+  // machine and model, bfloat16 only if its logits are within the tolerance. On CUDA also "tf32": float32 whose products are of
+  // numbers rounded to 10 bits of mantissa; "float32" never does that. Logits are float32.
   std::string dtype = "float32";
   // That compute the forward pass on a CPU, and that decode and preprocess the images of a batch before it. 0: as many as
   // this process may use cores, by its affinity and its cgroup's CPU quota.
@@ -117,7 +118,8 @@ struct BuildInfo {
   std::string torch_version;  // whose headers it was compiled with
   bool jpeg = false;          // decoded by this library
   bool png = false;
-  bool cuda = false;  // torch's CUDA libraries are linked
+  bool cuda = false;          // torch's CUDA libraries are linked
+  bool cuda_kernels = false;  // and our own kernels compiled: without them CUDA devices run TorchScript on images prepared by the CPU
 };
 SWSL_API BuildInfo build_info();
 

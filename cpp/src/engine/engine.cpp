@@ -7,6 +7,9 @@
 
 #include "auto_dtype.h"
 #include "engine/cpu/cpu_engine.h"
+#if SWSL_CUDA_KERNELS
+#include "engine/cuda/cuda_engine.h"
+#endif
 #include "torchscript.h"
 
 namespace swsl {
@@ -58,10 +61,20 @@ std::unique_ptr<Engine> make_engine(const FrozenModel& model, const EngineOption
   if (options.threads < 0) throw std::invalid_argument("threads: expected 0 or more, got " + std::to_string(options.threads));
   if (options.max_batch < 1)
     throw std::invalid_argument("max_batch: expected 1 or more, got " + std::to_string(options.max_batch));
-  if (options.dtype == at::ScalarType::Undefined) return make_fastest_engine(model, options);
+  if (options.dtype == at::ScalarType::Undefined && !options.tf32) return make_fastest_engine(model, options);
+  if (options.tf32 && (options.dtype != at::kFloat || !options.device.is_cuda()))
+    throw std::invalid_argument("tf32: expected dtype float32 on a CUDA device, got " + dtype_name(options.dtype) + " on " + options.device.str());
   std::string why_not;
-  if (options.device.is_cpu())
+  if (options.device.is_cpu()) {
     if (auto engine = make_cpu_engine(model, options, why_not)) return engine;
+  } else {
+#if SWSL_CUDA_KERNELS
+    if (auto engine = make_cuda_engine(model, options, why_not)) return engine;
+#else
+    why_not = "this build has no CUDA kernels (no nvcc)";
+#endif
+    if (options.tf32) throw std::invalid_argument("tf32: only the CUDA engine computes in it, and " + why_not);
+  }
   return make_torchscript_engine(model, options, why_not);
 }
 

@@ -10,6 +10,7 @@
 #include <bit>
 #include <cstdio>
 #include <map>
+#include <mutex>
 #include <optional>
 #include <unordered_map>
 #include <vector>
@@ -126,6 +127,32 @@ class Program {
   torch::jit::Code code_;
 };
 
+// While one exists, convolutions on CUDA compute float32 in float32: by default LibTorch rounds their factors to TF32, a thousandth of
+// their value. The switch is the process's; whoever comes last turns it back.
+class NoTf32 {
+ public:
+  explicit NoTf32(bool wanted) : wanted_(wanted) {
+    if (!wanted_) return;
+    const std::lock_guard lock(mutex_);
+    if (users_++ > 0) return;
+    before_ = at::globalContext().allowTF32CuDNN();
+    at::globalContext().setAllowTF32CuDNN(false);
+  }
+  ~NoTf32() {
+    if (!wanted_) return;
+    const std::lock_guard lock(mutex_);
+    if (--users_ == 0) at::globalContext().setAllowTF32CuDNN(before_);
+  }
+  NoTf32(const NoTf32&) = delete;
+
+ private:
+  static inline std::mutex mutex_;
+  static inline int users_ = 0;
+  static inline bool before_ = false;
+  const bool wanted_;
+  const at::NoTF32Guard products_;  // of matrices, in this thread
+};
+
 class TorchScriptEngine final : public Engine {
  public:
   TorchScriptEngine(const FrozenModel& model, const EngineOptions& options, const std::string& why_not) : options_(options) {
@@ -184,6 +211,7 @@ class TorchScriptEngine final : public Engine {
       else
         embed_.emplace(embed, options_, form);
       forward_.emplace(forward, options_, form);
+      const NoTf32 exact(options_.device.is_cuda() && options_.dtype == at::kFloat);
       const auto run = [&](const at::Tensor& batch) { return (*forward_)(as_input(batch))[0].toTensor(); };
       info_.golden = model.check_golden(run, options_.dtype);
     });
@@ -212,6 +240,7 @@ class TorchScriptEngine final : public Engine {
     std::vector<at::Tensor> parts;
     on_thread([&] {
       const c10::InferenceMode inference;
+      const NoTf32 exact(options_.device.is_cuda() && options_.dtype == at::kFloat);
       const std::int64_t count = batch.size(0);
       const auto part = [&](const at::Tensor& images) { return program(as_input(images)).at(output).toTensor().to(at::kFloat); };
       // An empty batch still has to know its number of columns.

@@ -1,0 +1,300 @@
+"""The GPU path against the fastest alternatives: seeded weights, random images, whatever of the peers is installed.
+
+    python benchmarks/gpu.py --json gpu.json --readme README.md
+
+Peers: eager PyTorch in channels-last order, torch.compile (max-autotune), TensorRT (torch-tensorrt), torchvision v2 on the GPU,
+DALI. A time is a median; the GPU is waited for before and after. Needs the compiled runner, with its CUDA kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import report
+import torch
+from torch import Tensor
+
+from swsl._torchvision import import_torchvision
+from swsl.export import export_model, relative_error
+from swsl.preprocess import PreprocessSpec
+from swsl.runner import Runner
+from swsl.variants import create_model
+
+SPEC = PreprocessSpec()
+SHORTER_SIDE = int(SPEC.input_size[0] / SPEC.crop_pct)
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "nvidia-cudnn-cu13",
+    "torch-tensorrt",
+    "nvidia-dali-cuda130",
+    "pillow",
+)
+VARIANTS = ("swsl_resnext50_32x4d", "swsl_resnext101_32x8d")
+Work = Callable[[], Any]
+
+
+def seeded(name: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = create_model(name, pretrained=False).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.8, 1.2)  # type: ignore[union-attr]
+    return model
+
+
+def seconds(work: Work, budget: float) -> float:
+    """The median time of one call, the GPU's work included."""
+    for _ in range(3):
+        work()
+    torch.cuda.synchronize()
+    times: list[float] = []
+    end = time.perf_counter() + budget
+    while len(times) < 5 or time.perf_counter() < end:
+        start = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def attempt(peers: dict[str, Callable[[], Work]], budget: float) -> dict[str, Any]:
+    """Each peer's time; what is not installed or fails is named with its reason."""
+    row: dict[str, Any] = {"seconds": {}, "skipped": {}}
+    for name, prepare in peers.items():
+        try:
+            row["seconds"][name] = seconds(prepare(), budget)
+        except Exception as error:  # a peer that fails here is no reason to stop
+            row["skipped"][name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        torch.cuda.empty_cache()
+    return row
+
+
+def forward(name: str, path: Path, dtype: str, batch: int, budget: float) -> dict[str, Any]:
+    """A batch that is on the GPU to logits that are there too."""
+    kind = getattr(torch, dtype)
+    images = (
+        torch.randn(batch, 3, *SPEC.input_size).cuda().to(kind).contiguous(memory_format=torch.channels_last)
+    )
+    model = seeded(name).cuda()
+    with torch.inference_mode():
+        expected = torch.cat([model(part) for part in images.float().split(32)])
+    module = model.to(kind).to(memory_format=torch.channels_last)
+    runner = Runner(path, device="cuda", dtype=dtype, batch_size=batch)
+
+    def tensorrt() -> Work:
+        import torch_tensorrt
+
+        compiled = torch_tensorrt.compile(module, ir="dynamo", inputs=[images], enabled_precisions={kind})
+        return lambda: compiled(images)
+
+    def compiled() -> Work:
+        fast = torch.compile(module, mode="max-autotune")
+        return lambda: fast(images)
+
+    with torch.no_grad():
+        row = attempt(
+            {
+                "swsl": lambda: lambda: runner.forward(images),
+                "eager": lambda: lambda: module(images),
+                "compile": compiled,
+                "TensorRT": tensorrt,
+            },
+            budget,
+        )
+    row["error"] = relative_error(runner.forward(images).cpu(), expected.cpu())
+    row["reason"] = runner.info.reason
+    return row
+
+
+def on_device(work: Work, runs: int = 10) -> dict[str, float]:
+    """Microseconds that the GPU spends in each kernel and kind of copy, for one call."""
+    work()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(runs):
+            work()
+        torch.cuda.synchronize()
+    return {event.key: event.self_device_time_total / runs for event in profile.key_averages()}
+
+
+def bandwidth() -> float:
+    """Bytes a second that a copy on the GPU reads and writes."""
+    source = torch.empty(2**28, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.numel() / seconds(lambda: target.copy_(source), 0.5)
+
+
+def preprocessing(path: Path, budget: float, batch: int = 64) -> dict[str, Any]:
+    """Decoded photographs in the CPU's memory to a float16 batch: the GPU's time for copies and kernels, from its profile."""
+    import_torchvision()
+    from torchvision.transforms import v2
+
+    images = [np.random.default_rng(i).integers(0, 256, (1213, 1546, 3), np.uint8) for i in range(batch)]
+    runner = Runner(path, device="cuda", dtype="float16", batch_size=batch)
+    transform = v2.Compose([
+        v2.Resize(SHORTER_SIDE, antialias=True), v2.CenterCrop(list(SPEC.input_size)),
+        v2.ToDtype(torch.float16, scale=True), v2.Normalize(SPEC.mean, SPEC.std),
+    ])  # fmt: skip
+    pinned = [torch.from_numpy(image).permute(2, 0, 1).contiguous().pin_memory() for image in images]
+
+    def torchvision() -> Tensor:
+        return torch.stack([transform(image.cuda(non_blocking=True)) for image in pinned])
+
+    ours = on_device(lambda: runner.logits(images))
+    kernels = sum(time for name, time in ours.items() if "first_pass" in name or "second_pass" in name) * 1e-6
+    # The crop's share of the photograph, read once, and the batch, written once.
+    needed = batch * (3 * (1213 * SPEC.crop_pct) ** 2 + 2 * 3 * SPEC.input_size[0] * SPEC.input_size[1])
+    theirs = sum(time for name, time in on_device(torchvision).items() if "Memcpy HtoD" not in name) * 1e-6
+    different = sum(
+        int((a != b).sum()) for a, b in zip(runner.preprocess(images[:4]), reference(images[:4]), strict=True)
+    )
+    return {
+        "seconds": {"swsl": kernels, "torchvision": theirs},
+        "skipped": {},
+        "different_values": different,
+        "of_the_bandwidth": needed / kernels / bandwidth(),
+        "whole_call": seconds(lambda: runner.logits(images), budget),
+    }
+
+
+def reference(images: list[np.ndarray]) -> list[Tensor]:
+    from swsl.preprocess import preprocess
+
+    return [preprocess(image) for image in images]
+
+
+def latency(path: Path, budget: float) -> dict[str, Any]:
+    """One decoded photograph in the CPU's memory to logits there."""
+    import_torchvision()
+    from torchvision.transforms import v2
+
+    image = np.random.default_rng(0).integers(0, 256, (1213, 1546, 3), np.uint8)
+    runner = Runner(path, device="cuda", dtype="float16", batch_size=1)
+    module = seeded(VARIANTS[0]).cuda().half().to(memory_format=torch.channels_last)
+    transform = v2.Compose([
+        v2.Resize(SHORTER_SIDE, antialias=True), v2.CenterCrop(list(SPEC.input_size)),
+        v2.ToDtype(torch.float16, scale=True), v2.Normalize(SPEC.mean, SPEC.std),
+    ])  # fmt: skip
+
+    def eager() -> Tensor:
+        with torch.inference_mode():
+            pixels = torch.from_numpy(image).cuda().permute(2, 0, 1)
+            return module(transform(pixels)[None].contiguous(memory_format=torch.channels_last)).cpu()
+
+    return attempt({"swsl": lambda: lambda: runner.logits([image]), "eager": lambda: eager}, budget)
+
+
+def folder(path: Path, count: int = 512) -> dict[str, Any]:
+    """JPEG files to predictions: images a second, and the share of the time in which the GPU computed."""
+    from preprocess import photograph
+
+    data = photograph(report.ROOT / "swsl" / "chelsea.jpg", (500, 392))
+    runner = Runner(path, device="cuda", dtype="float16")
+    with tempfile.TemporaryDirectory() as directory:
+        files = [Path(directory, f"{i}.jpg") for i in range(count)]
+        for file in files:
+            file.write_bytes(data)
+        list(runner.stream(files))
+        start = time.perf_counter()
+        list(runner.stream(files))
+        took = time.perf_counter() - start
+        busy = sum(on_device(lambda: list(runner.stream(files)), 1).values()) * 1e-6
+    return {"seconds": {"swsl": took / count}, "skipped": {}, "gpu_busy": busy / took}
+
+
+def machine() -> dict[str, str]:
+    driver = subprocess.run(
+        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()[0]
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "driver": driver,
+        "cuda": str(torch.version.cuda),
+        "processor": report.processor(),
+        "versions": report.versions(*PACKAGES),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """The README's table, in Markdown."""
+    lines = ["| work | swsl, ms | peers, ms | against the fastest peer | |", "|---|---|---|---|---|"]
+    for name, row in results["rows"].items():
+        times = dict(row["seconds"])
+        if "swsl" not in times:
+            lines.append(f"| {name} | failed: {row['skipped']['swsl']} | | | |")
+            continue
+        own = times.pop("swsl")
+        peers = ", ".join(f"{peer} {time * 1e3:.2f}" for peer, time in times.items())
+        ratio = f"{min(times.values()) / own:.2f}×" if times else ""
+        notes = [f"{key.replace('_', ' ')} {row[key]:.3g}" for key in ("error", "different_values", "of_the_bandwidth", "gpu_busy") if key in row]  # fmt: skip
+        lines.append(f"| {name} | **{own * 1e3:.2f}** | {peers} | {ratio} | {', '.join(notes)} |")
+    about = results["machine"]
+    lines += [
+        "",
+        f"{about['gpu']}, driver {about['driver']}, CUDA {about['cuda']}, {about['processor']}, {about['date']}; {about['versions']}.",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), metavar="VARIANT")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 32, 256], metavar="N")
+    parser.add_argument(
+        "--dtypes", nargs="+", default=["float16", "bfloat16"], choices=("float16", "bfloat16")
+    )
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the results go")
+    parser.add_argument(
+        "--readme", type=Path, metavar="FILE", help="its table between the markers is replaced"
+    )
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("benchmarks/gpu.py: torch sees no CUDA device")
+    results: dict[str, Any] = {"machine": machine(), "rows": {}}
+
+    def record(name: str, row: dict[str, Any]) -> None:
+        results["rows"][name] = row
+        print(name, json.dumps(row), flush=True)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+
+    with tempfile.TemporaryDirectory() as directory:
+        paths = {}
+        for name in dict.fromkeys((VARIANTS[0], *arguments.variants)):
+            paths[name] = Path(directory, f"{name}.pt")
+            export_model(seeded(name), paths[name])  # type: ignore[arg-type]
+        small = paths[VARIANTS[0]]
+        record(
+            "64 decoded images 1546×1213 → float16 batch, kernels", preprocessing(small, arguments.seconds)
+        )
+        record("decoded image → logits on the host, 50_32x4d", latency(small, arguments.seconds))
+        record("500×392 JPEG file → predictions, 50_32x4d", folder(small))
+        for name in arguments.variants:
+            for dtype in arguments.dtypes:
+                for batch in arguments.batches:
+                    row = forward(name, paths[name], dtype, batch, arguments.seconds)
+                    record(f"{name.removeprefix('swsl_resnext')}, {dtype}, batch of {batch}", row)
+    if arguments.readme:
+        report.write_table(arguments.readme, "gpu", table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,11 @@
+// Every pixel value of every channel, normalised once: what all paths store.
+#pragma once
+
+#include "resample/kernel.h"
+#include "swsl/preprocessor.h"
+
+namespace swsl::resample {
+
+Normalization make_normalization(const PreprocessSpec& spec);
+
+}  // namespace swsl::resample

@@ -1,0 +1,54 @@
+// Images on their way to a GPU: what is copied there of each, and the descriptors that `packed.h` works from.
+//
+//   const Packing packing(spec);
+//   const auto plan = packing.plan(height, width);      // any thread
+//   packing.write(plan, image, host_memory);            // plan.bytes of it, which are then copied to the GPU
+//   images.push_back(plan.describe(gpu_memory));
+//   const auto blocks = arrange(images, middle);        // once the batch is complete
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "resample/axis.h"
+#include "resample/packed.h"
+#include "resample/prepared.h"
+#include "swsl/preprocessor.h"
+
+namespace swsl::resample {
+
+struct PackedPlan {
+  Geometry geometry;
+  std::shared_ptr<const PreparedAxis> rows, columns;
+  std::size_t row_stride;                 // of the pixels, in bytes
+  std::size_t columns_table, rows_table;  // where they start, behind the pixels
+  std::size_t bytes;                      // a multiple of 16
+  std::size_t middle_bytes;               // likewise
+
+  // For the packed bytes at `memory` (null: the sizes alone); `middle` and `first_block` are left to `arrange`.
+  PackedImage describe(const std::uint8_t* memory) const;
+};
+
+// Const functions may be called from any number of threads.
+class Packing {
+ public:
+  explicit Packing(const PreprocessSpec& spec) : spec_(spec), axes_(spec.interpolation, Isa::scalar) {}
+
+  PackedPlan plan(int height, int width) const;
+
+  // Only the pixels of the source rectangle are read. `memory` is a multiple of 4 and takes plan.bytes.
+  void write(const PackedPlan& plan, const ImageView& image, std::uint8_t* memory) const;
+
+ private:
+  const PreprocessSpec spec_;
+  mutable AxisCache axes_;
+};
+
+std::size_t middle_bytes(const PackedImage& image);
+
+// Gives every image its part of `middle` and its blocks of the first pass. Returns how many blocks there are.
+std::int64_t arrange(std::vector<PackedImage>& images, std::uint8_t* middle);
+
+}  // namespace swsl::resample

@@ -13,11 +13,9 @@ uninterrupted one.
 from __future__ import annotations
 
 import contextlib
-import csv
-import heapq
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -27,7 +25,6 @@ from torch.utils.data import DataLoader
 
 from ._torchvision import import_torchvision
 from .batches import rows_of
-from .charts import Mistake, draw_confusion, draw_curves, draw_mistakes
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint, variant_of
 from .data import (
     DataError,
@@ -42,17 +39,12 @@ from .distributed import Processes, joined
 from .eager import EagerRunner
 from .metrics import Tally
 from .optimisation import AveragedModel, learning_rate_at, make_optimizer, set_learning_rate
-from .output import open_output, replacing
 from .progress import Progress
 from .recipe import RECIPES, TrainOptions
 from .resnext import ResNeXt
+from .run_folder import METRICS, WorstMistakes, write_errors, write_history
 from .starting import amp_dtype, mixing, starting_model
 
-METRICS = ("epoch", "learning_rate", "train_loss", "train_top1", "val_loss", "val_top1", "val_top5")
-"""The columns of metrics.csv. The training loss is the one minimised (smoothed, weighted, on augmented images), the
-validation loss is plain cross-entropy; accuracies are from 0 to 1."""
-
-_MISTAKES = 24
 _FREE_TO_CHANGE = {"output", "resume", "workers", "device", "checkpoint_steps", "max_corrupt"}
 
 
@@ -159,7 +151,9 @@ class _Run:
             self.sums.zero_()
             self._save_last()
         if self.processes.first:
-            self._write_history()  # once more: the run may have been killed just before
+            write_history(
+                self.options.output, self.history
+            )  # once more: the run may have been killed just before
         self.report(f"best top-1 {self.best[0]:.2%}: {options.output / 'best.pth'}")
         return self.history
 
@@ -242,20 +236,22 @@ class _Run:
         mine = slice(processes.rank, None, processes.world)  # every image once, in one process
         paths, targets = self.val.paths[mine], torch.tensor(self.val.targets[mine], dtype=torch.int64)
         tally = Tally(len(classes))
-        mistakes: list[tuple[float, str, int, int]] = []
+        mistakes = WorstMistakes()
         with Progress("images to validate", len(paths), enabled=processes.first) as progress:
             for places, logits, errors in rows_of(runner, paths, workers=max(self.options.workers, 1)):
                 self._note_corrupt([(paths[place], str(error)) for place, error in errors], progress)
                 if places:
                     tally.update(logits, targets[places])
-                    mistakes += _mistakes(logits, targets[places], [paths[place] for place in places])
-                mistakes = heapq.nlargest(_MISTAKES, mistakes)
+                    mistakes.add(logits, targets[places], [paths[place] for place in places])
                 progress.advance(len(places) + len(errors), errors=len(errors))
         for found in processes.gather(self.corrupt):
             self.corrupt |= found  # each process has met its own; the limit is for all of them
         self._check_corrupt()
         tally.reduce(processes.sum)
-        mistakes = heapq.nlargest(_MISTAKES, [m for found in processes.gather(mistakes) for m in found])
+        found_mistakes = processes.gather(mistakes.rows)
+        mistakes = WorstMistakes()
+        for rows in found_mistakes:
+            mistakes.merge(rows)
         loss, right, images = processes.sum(self.sums.clone()).tolist()
         if tally.images == 0:
             raise DataError(f"{self.options.data / 'val'}: not one image can be read")
@@ -282,12 +278,8 @@ class _Run:
                     key: value for key, value in self.history[-1].items() if key.startswith(("epoch", "val"))
                 }
                 save_checkpoint(self.options.output / "best.pth", self._checkpoint(model, metrics))
-                self._draw("confusion.png", draw_confusion(tally.confusion, classes))
-                self._draw(
-                    "mistakes.png",
-                    draw_mistakes([Mistake(path, classes[truth], classes[guess], p) for p, path, truth, guess in mistakes]),
-                )  # fmt: skip
-            self._write_history()
+                write_errors(self.options.output, classes, tally.confusion, mistakes)
+            write_history(self.options.output, self.history)
         width = len(str(self.recipe.epochs))
         self.report(
             f"epoch {self.epoch + 1:{width}}/{self.recipe.epochs}  train loss {loss / images:.4f} top-1 {right / images:7.2%}"
@@ -423,21 +415,3 @@ class _Run:
             f"recipe {options.recipe}: {recipe.epochs} epochs of {self.batches.steps} steps, learning rate {rate}, "
             f"weight decay {recipe.weight_decay:g}, label smoothing {recipe.label_smoothing:g}"
         )
-
-    def _write_history(self) -> None:
-        with open_output(str(self.options.output / "metrics.csv")) as file:
-            rows = csv.DictWriter(file, METRICS, lineterminator="\n")
-            rows.writeheader()
-            rows.writerows(self.history)
-        self._draw("curves.png", draw_curves(self.history))
-
-    def _draw(self, name: str, picture: Any) -> None:
-        with replacing(self.options.output / name) as temporary:
-            picture.save(temporary, format="PNG")
-
-
-def _mistakes(logits: Tensor, targets: Tensor, paths: list[str]) -> Iterator[tuple[float, str, int, int]]:
-    """Probability of the wrong answer, path, true and predicted class."""
-    probabilities, predicted = logits.softmax(1).max(1)
-    for row in (predicted != targets).nonzero()[:, 0].tolist():
-        yield probabilities[row].item(), paths[row], int(targets[row]), int(predicted[row])

@@ -27,8 +27,9 @@ from swsl.evaluate import evaluate
 from swsl.export import TOLERANCES, read_metadata, relative_error
 from swsl.labelled import read_labelled
 from swsl.recipe import Architecture, TrainOptions
+from swsl.run_folder import METRICS
 from swsl.runner import build_info
-from swsl.train import METRICS, DivergenceError, _Run, finetune
+from swsl.train import DivergenceError, _Run, finetune
 
 SMALL = Architecture((1, 1, 1, 1), groups=2, width_per_group=4)
 SMALL_ARGUMENTS = ("--scratch", "--architecture", "1,1,1,1:2x4", "--input-size", "32", "--no-flip")

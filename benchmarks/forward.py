@@ -141,7 +141,7 @@ def serve(arguments: argparse.Namespace) -> None:
             times = []
             forward()  # wakes threads that have gone to sleep
             end = time.perf_counter() + arguments.seconds
-            while len(times) < 3 or time.perf_counter() < end:
+            while not times or time.perf_counter() < end:
                 start = time.perf_counter()
                 forward()
                 times.append(time.perf_counter() - start)

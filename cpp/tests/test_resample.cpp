@@ -1,7 +1,8 @@
 // Every vector path gives the scalar path's bytes, reads nothing outside the source rectangle and writes
 // nothing outside the tensor: random sizes, specs and contents.
 //
-//   SWSL_FUZZ_CASES=100000 test_resample fuzz     the long run; SWSL_FUZZ_SEED repeats one
+//   ctest -C Fuzz -R fuzz               100,000 cases
+//   SWSL_FUZZ_SEED=7 test_resample fuzz      one of them
 #include <sys/mman.h>
 #include <unistd.h>
 

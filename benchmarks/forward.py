@@ -224,7 +224,8 @@ def table(results: dict[str, Any]) -> str:
     lines += [
         "",
         "Milliseconds per image at 224×224, medians of rounds in which the engines take turns. The peak is a loop of "
-        f"multiply-adds in registers, measured in the same rounds. {results['environment']}",
+        "multiply-adds in registers, measured in the same rounds. torchscript: frozen, with optimize_for_inference; inductor: "
+        f"torch.compile with freezing; onnxruntime has no bfloat16 convolutions on a CPU. {results['environment']}",
     ]
     return "\n".join(lines)
 

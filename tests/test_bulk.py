@@ -315,7 +315,7 @@ def test_runs_killed_at_random_moments(name: str, tmp_path: Path, photo: Path) -
     model, inputs = tmp_path / "tiny.pt", tmp_path / "inputs.txt"
     network = swsl.ResNeXt((1, 1, 1, 1), groups=1, width_per_group=4, num_classes=7).eval()
     swsl.export_model(network, model, spec=swsl.PreprocessSpec(input_size=(64, 64)), labels="ABCDEFG")
-    inputs.write_text(f"{photo}\n" * 500)
+    inputs.write_text(f"{photo}\n" * 250)
     command = ["embed" if name == "out.npy" else "classify", "--runner", model, "--batch-size", "4"]
     driver = subprocess.run(
         [sys.executable, "-c", KILLER, inputs, tmp_path / name, *command],

@@ -6,6 +6,10 @@
 #include <numeric>
 #include <stdexcept>
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include <ATen/ATen.h>
 #include <torch/version.h>
 
@@ -208,7 +212,11 @@ std::vector<Prediction> Runner::State::predictions(const at::Tensor& logits_row,
 }
 
 Runner::Runner(const std::string& model_path, const RunnerOptions& options)
-    : state_(std::make_shared<State>(FrozenModel::load(model_path), options)) {}
+    : state_(std::make_shared<State>(FrozenModel::load(model_path), options)) {
+#ifdef __GLIBC__
+  malloc_trim(0);  // the engine has packed the weights; the module's own are freed, and glibc would keep their memory
+#endif
+}
 Runner::~Runner() = default;
 Runner::Runner(Runner&&) noexcept = default;
 Runner& Runner::operator=(Runner&&) noexcept = default;

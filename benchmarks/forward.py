@@ -34,20 +34,9 @@ ENGINES = ("swsl", "eager", "torchscript", "inductor", "onnxruntime", "openvino"
 Forward = Callable[[], Tensor]
 
 
-def seeded(name: str) -> torch.nn.Module:
-    """The variant with weights from a fixed seed, and BatchNorm statistics that change every activation."""
-    torch.manual_seed(0)
-    model = create_model(name, pretrained=False).eval()
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
-            module.running_var.uniform_(0.8, 1.2)  # type: ignore[union-attr]
-    return model
-
-
 def prepare(name: str, folder: Path) -> None:
     """Writes model.pt, weights.pth, model.onnx, and for batches of 16: images.pt and logits.pt (eager, float32)."""
-    model = seeded(name)
+    model = report.seeded(name)
     export_model(model, folder / "model.pt")  # type: ignore[arg-type]
     torch.save(model.state_dict(), folder / "weights.pth")
     images = torch.randn(16, 3, 224, 224)

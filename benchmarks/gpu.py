@@ -28,7 +28,6 @@ from swsl._torchvision import import_torchvision
 from swsl.export import export_model, relative_error
 from swsl.preprocess import PreprocessSpec
 from swsl.runner import Runner
-from swsl.variants import create_model
 
 SPEC = PreprocessSpec()
 SHORTER_SIDE = int(SPEC.input_size[0] / SPEC.crop_pct)
@@ -42,16 +41,6 @@ PACKAGES = (
 )
 VARIANTS = ("swsl_resnext50_32x4d", "swsl_resnext101_32x8d")
 Work = Callable[[], Any]
-
-
-def seeded(name: str) -> torch.nn.Module:
-    torch.manual_seed(0)
-    model = create_model(name, pretrained=False).eval()
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
-            module.running_var.uniform_(0.8, 1.2)  # type: ignore[union-attr]
-    return model
 
 
 def seconds(work: Work, budget: float) -> float:
@@ -87,7 +76,7 @@ def forward(name: str, path: Path, dtype: str, batch: int, budget: float) -> dic
     images = (
         torch.randn(batch, 3, *SPEC.input_size).cuda().to(kind).contiguous(memory_format=torch.channels_last)
     )
-    model = seeded(name).cuda()
+    model = report.seeded(name).cuda()
     with torch.inference_mode():
         expected = torch.cat([model(part) for part in images.float().split(32)])
     module = model.to(kind).to(memory_format=torch.channels_last)
@@ -181,7 +170,7 @@ def latency(path: Path, budget: float) -> dict[str, Any]:
 
     image = np.random.default_rng(0).integers(0, 256, (1213, 1546, 3), np.uint8)
     runner = Runner(path, device="cuda", dtype="float16", batch_size=1)
-    module = seeded(VARIANTS[0]).cuda().half().to(memory_format=torch.channels_last)
+    module = report.seeded(VARIANTS[0]).cuda().half().to(memory_format=torch.channels_last)
     transform = v2.Compose([
         v2.Resize(SHORTER_SIDE, antialias=True), v2.CenterCrop(list(SPEC.input_size)),
         v2.ToDtype(torch.float16, scale=True), v2.Normalize(SPEC.mean, SPEC.std),
@@ -280,7 +269,7 @@ def main() -> None:
         paths = {}
         for name in dict.fromkeys((VARIANTS[0], *arguments.variants)):
             paths[name] = Path(directory, f"{name}.pt")
-            export_model(seeded(name), paths[name])  # type: ignore[arg-type]
+            export_model(report.seeded(name), paths[name])  # type: ignore[arg-type]
         small = paths[VARIANTS[0]]
         record(
             "64 decoded images 1546×1213 → float16 batch, kernels", preprocessing(small, arguments.seconds)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine that a number depends on, and the README's places for their tables."""
+"""What the benchmarks share: the machine that a number depends on, weights, and the README's places for their tables."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from swsl.variants import create_model  # noqa: E402
 
 
 def processor() -> str:
@@ -47,3 +51,14 @@ def write_table(readme: Path, name: str, text: str) -> None:
     before, rest = readme.read_text("utf-8").split(begin)
     _, after = rest.split(end)
     readme.write_text(f"{before}{begin}\n{text}\n{end}{after}", "utf-8")
+
+
+def seeded(name: str) -> torch.nn.Module:
+    """The variant with weights from a fixed seed, and BatchNorm statistics that change every activation."""
+    torch.manual_seed(0)
+    model = create_model(name, pretrained=False).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.8, 1.2)  # type: ignore[union-attr]
+    return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,8 @@ def profile(
         dtype: as for `Runner`.
         threads: as for `Runner`.
         batch: images in the forward pass.
-        rounds: forward passes; each layer's fastest time counts.
+        rounds: forward passes; each layer's median time counts. (The fastest would lie on a busy machine: where one thread
+            is late in reading the clock, the time of its layer seems to be the one before's.)
 
     Returns:
         The layers, the floating-point operations per second that the processor reaches with multiply-adds in registers
@@ -45,14 +47,15 @@ def profile(
     if runner.info.name != "planned":
         raise ValueError(f"{os.fspath(model)} cannot be profiled: {runner.info.reason}")
     images = torch.zeros(batch, 3, *runner.spec.input_size)
-    best = runner.profile(images)
-    for _ in range(rounds - 1):
-        for index, layer in enumerate(runner.profile(images)):
-            if layer.seconds < best[index].seconds:
-                best[index] = layer
+    runner.profile(images)  # warms up
+    passes = [runner.profile(images) for _ in range(rounds)]
+    layers = [
+        times[0]._replace(seconds=statistics.median(time.seconds for time in times))
+        for times in zip(*passes, strict=True)
+    ]
     peak = peak_flops(runner.info.dtype, runner.info.threads)
     what = f"{runner.info.dtype}, batch {batch}, {runner.info.threads} threads, {runner.info.reason}"
-    return best, peak, what
+    return layers, peak, what
 
 
 def table(layers: Sequence[LayerTime], peak: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 DEFAULT_MODEL = "swsl_resnext50_32x4d"
 
@@ -43,6 +44,21 @@ def variant_name(name: str) -> str:
         return find_variant(name).name
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def add_device(command: argparse._ActionsContainer) -> None:
+    """The argument that says where a model runs."""
+    command.add_argument(
+        "--device", type=device_name, default="auto", metavar="DEVICE",
+        help="cpu, cuda, cuda:N or auto: a GPU if there is one (default auto)",
+    )  # fmt: skip
+
+
+def device_name(text: str) -> str:
+    """An argument's type: what the runners' `device` takes."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda, cuda:N or auto, got {text!r}")
+    return text
 
 
 def positive(text: str) -> int:

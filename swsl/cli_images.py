@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli_arguments import add_model, positive, refuse_two_models
+from .cli_arguments import add_device, add_model, positive, refuse_two_models
 
 if TYPE_CHECKING:
     from .bulk import BulkOutput
@@ -66,9 +66,14 @@ def _add_images(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add_model(command)
     command.add_argument(
-        "--batch-size", type=positive, default=16, metavar="N", help="images run at once (default 16)"
-    )
-    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
+        "--batch-size", type=positive, metavar="N",
+        help="images in one forward pass at most (default 16, on a GPU with the compiled runner 64)",
+    )  # fmt: skip
+    add_device(command)
+    command.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16", "tf32", "auto"),
+        help="of weights and activations, with the compiled runner (default float32)",
+    )  # fmt: skip
 
 
 def _add_resume(command: argparse.ArgumentParser) -> None:
@@ -92,6 +97,8 @@ def open_runner(arguments: argparse.Namespace, **options: Any) -> Runner | Eager
     from .checkpoint import load_model
     from .eager import EagerRunner
 
+    if "dtype" in options:
+        raise ValueError(f"--dtype: needs the compiled runner, and {built['reason']}")
     loaded = load_model(arguments.model, arguments.weights)
     runner = EagerRunner(loaded.model, spec=loaded.spec, labels=loaded.labels, **options)
     reason = built["reason"].splitlines()[0].rstrip(":")
@@ -100,7 +107,8 @@ def open_runner(arguments: argparse.Namespace, **options: Any) -> Runner | Eager
 
 
 def _open_and_say(arguments: argparse.Namespace) -> Runner | EagerRunner:
-    runner = open_runner(arguments, device=arguments.device, batch_size=arguments.batch_size)
+    options = {"device": arguments.device, "batch_size": arguments.batch_size, "dtype": arguments.dtype}
+    runner = open_runner(arguments, **{name: value for name, value in options.items() if value is not None})
     print(f"swsl: {runner!r}", file=sys.stderr)
     return runner
 
@@ -192,7 +200,7 @@ def _fill(
                     for result in _reported(stream, arguments, enabled=True, done=bulk.rows):
                         failed += result.error is not None
                         waiting.append(result)
-                        if len(waiting) >= arguments.batch_size:
+                        if len(waiting) >= runner.batch_size:
                             bulk.write(waiting)
                             waiting = []
                 finally:  # interrupted or not, what is computed is kept

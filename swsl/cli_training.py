@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli_arguments import add_model, positive, refuse_two_models
+from .cli_arguments import add_device, add_model, positive, refuse_two_models
 
 if TYPE_CHECKING:
     from .batches import Engine
@@ -250,7 +250,7 @@ def _add_explain(commands: Any) -> None:
     command.add_argument("image", metavar="PATH|URL")
     add_model(command, runner=False)
     command.add_argument("--top-k", type=positive, default=3, metavar="K", help="classes shown (default 3)")
-    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
+    add_device(command)
     command.add_argument(
         "-o", "--output", default="swsl-explain.png", metavar="FILE", help="default swsl-explain.png"
     )
@@ -285,7 +285,7 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
     sources = add_model(command)
     sources.add_argument("--frozen", metavar="FILE", help="likewise in PyTorch: --runner is the compiled one")
     command.add_argument("--batch-size", type=positive, default=16, metavar="N", help="default 16")
-    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
+    add_device(command)
 
 
 def _engine(arguments: argparse.Namespace) -> Engine:

@@ -26,8 +26,11 @@ def pick_device(device: str) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise ValueError(f"device: expected 'cpu', 'cuda', 'cuda:N' or 'auto', got {device!r}")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device: {device!r} was asked for, but this PyTorch sees no CUDA GPU; use 'cpu'")
+    count = torch.cuda.device_count()
+    if device.startswith("cuda") and int(device[5:] or 0) >= count:
+        raise ValueError(
+            f"device: {device!r} was asked for, but PyTorch sees {count} CUDA GPUs here; use 'cpu'"
+        )
     return torch.device(device)
 
 

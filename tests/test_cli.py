@@ -16,6 +16,7 @@ from PIL import Image
 
 import swsl
 from swsl import cli
+from swsl.runner import build_info
 
 PHOTOGRAPHS = ["a.jpg", "folder/b.png", "folder/deeper/c.jpeg"]
 
@@ -105,6 +106,21 @@ def test_failures_are_one_line_and_leave_no_file(folder: Path, server: Server) -
     assert not (folder / "out.csv").exists()
 
 
+def test_device_and_dtype_reach_the_runner(
+    folder: Path, engine: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    photograph = str(folder / "a.jpg")
+    assert cli.main(["classify", photograph, *engine, "--device", "cuda:97"]) == 1
+    assert "cuda:97" in capsys.readouterr().err
+    arguments = ["embed", photograph, *engine, "--dtype", "bfloat16", "-o", str(folder / "a.npy")]
+    if build_info()["compiled"]:
+        assert cli.main(arguments) == 0
+        assert "bfloat16) on cpu" in capsys.readouterr().err
+    else:
+        assert cli.main(arguments) == 1
+        assert "--dtype: needs the compiled runner" in capsys.readouterr().err
+
+
 def test_an_output_that_cannot_be_written(
     folder: Path, engine: list[str], capsys: pytest.CaptureFixture
 ) -> None:
@@ -136,6 +152,7 @@ def test_an_output_that_cannot_be_written(
         (["classify", "a.jpg", "--model", "swsl_resnext50"], "did you mean swsl_resnext50_32x4d"),
         (["classify", "a.jpg", "--top-k", "0"], "expected a whole number of 1 or more, got '0'"),
         (["classify", "a.jpg", "--format", "xml"], "invalid choice: 'xml'"),
+        (["classify", "a.jpg", "--device", "gpu"], "expected cpu, cuda, cuda:N or auto, got 'gpu'"),
         (
             ["classify", "a.jpg", "--format", "json", "-o", "a.csv"],
             "the name after -o decides; give one of them",

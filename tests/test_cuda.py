@@ -167,6 +167,44 @@ def test_runners_in_threads_and_on_every_gpu(frozen50: Path, model50: swsl.ResNe
     assert wrong == []
 
 
+def test_one_runner_serves_many_threads(half: Runner) -> None:
+    batches = [torch.randn(size, 3, 224, 224) for size in (16, 1, 7, 16)]
+    alone = [half.forward(batch).cpu() for batch in batches]
+    wrong: list[int] = []
+
+    def work(index: int) -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(10):
+                logits = half.forward(batches[index].cuda()).cpu()
+                if relative_error(logits, alone[index]) > TOLERANCES["float16"]:
+                    wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(batches))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_work_of_a_stream_overlaps(half: Runner) -> None:
+    images = [noise(300, 400, seed) for seed in range(16)] * 8
+    list(half.stream(images))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        list(half.stream(images))
+    work = sorted(
+        (event.time_range.start, event.time_range.end, event.device_resource_id)
+        for event in profile.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA
+    )
+    open_until: dict[int, float] = {}
+    overlaps = 0
+    for start, end, stream in work:
+        overlaps += any(start < until for other, until in open_until.items() if other != stream)
+        open_until[stream] = max(end, open_until.get(stream, 0))
+    assert overlaps > 0
+
+
 def test_errors_and_auto(frozen50: Path) -> None:
     with pytest.raises(ValueError, match=f"cuda:99.*torch sees {torch.cuda.device_count()} CUDA"):
         Runner(frozen50, device="cuda:99")
@@ -175,6 +213,19 @@ def test_errors_and_auto(frozen50: Path) -> None:
     assert "device auto: the first CUDA device" in runner.info.reason
     with pytest.raises(ValueError, match="batch: expected a floating-point tensor"):
         runner.forward(torch.zeros(1, 3, 224, 224, dtype=torch.uint8))
+
+
+def test_a_runner_for_more_images_than_fit(frozen50: Path) -> None:
+    torch.cuda.empty_cache()
+    _, total = torch.cuda.mem_get_info()
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2 * 2**30) / total)
+    try:
+        runner = Runner(frozen50, device="cuda", dtype="float16", batch_size=2048)
+        assert "batches are cut into parts of" in runner.info.reason
+        assert "without CUDA graphs" not in runner.info.reason
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
 
 
 def test_a_batch_that_does_not_fit_is_split(frozen50: Path) -> None:

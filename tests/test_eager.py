@@ -91,9 +91,7 @@ def test_wrong_arguments(model50: swsl.ResNeXt) -> None:
     with pytest.raises(ValueError, match="top_k: expected 1 or more, got 0"):
         next(runner.stream([], top_k=0))
     if not torch.cuda.is_available():
-        with pytest.raises(
-            ValueError, match="device: 'cuda' was asked for, but this PyTorch sees no CUDA GPU"
-        ):
+        with pytest.raises(ValueError, match="device: 'cuda' was asked for, but PyTorch sees 0 CUDA GPUs"):
             EagerRunner(model50, device="cuda")
 
 

@@ -24,11 +24,11 @@ std::string TensorBatch::prepare(const ImageSource& image, std::size_t place, co
   return write_(image, batch_.data_ptr<float>() + place * image_size_, when_read);
 }
 
-at::Tensor TensorBatch::take(std::span<const std::size_t> places) {
+at::Tensor TensorBatch::take(std::span<const std::size_t> places, const Compute& compute) {
   float* images = batch_.data_ptr<float>();
   for (std::size_t i = 0; i < places.size(); ++i)  // they close ranks
     if (places[i] != i) std::copy_n(images + places[i] * image_size_, image_size_, images + i * image_size_);
-  return batch_.narrow(0, 0, static_cast<std::int64_t>(places.size()));
+  return compute(batch_.narrow(0, 0, static_cast<std::int64_t>(places.size())));
 }
 
 }  // namespace swsl

@@ -21,9 +21,12 @@ class BatchBuffer {
   // image's file has been read and before anything is computed. Any number of threads, each with a place of its own.
   virtual std::string prepare(const ImageSource& image, std::size_t place, const std::function<void()>& when_read) = 0;
 
-  // The images at `places`, ascending, in this order: N×3×H×W, valid until `prepare` is called again, which then begins a new
-  // batch. Work on a GPU that uses the batch must have been enqueued by then.
-  virtual at::Tensor take(std::span<const std::size_t> places) = 0;
+  using Compute = std::function<at::Tensor(const at::Tensor& batch)>;
+
+  // What `compute` returns for the images at `places`, ascending, in this order: N×3×H×W. On a GPU it is called with the stream as
+  // the current one on which the batch is being made, so that batches of several buffers do not wait for each other. `prepare` then
+  // begins a new batch.
+  virtual at::Tensor take(std::span<const std::size_t> places, const Compute& compute) = 0;
 };
 
 // Batches of float32 in the CPU's memory.
@@ -36,7 +39,7 @@ class TensorBatch final : public BatchBuffer {
   TensorBatch(std::vector<std::int64_t> image_shape, int batch_size, bool pinned, Write write);
 
   std::string prepare(const ImageSource& image, std::size_t place, const std::function<void()>& when_read) override;
-  at::Tensor take(std::span<const std::size_t> places) override;
+  at::Tensor take(std::span<const std::size_t> places, const Compute& compute) override;
 
  private:
   const Write write_;

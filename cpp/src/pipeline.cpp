@@ -5,22 +5,17 @@
 #include <utility>
 
 namespace swsl {
-namespace {
 
-// One batch in the forward pass, one being prepared, and one whose results are being taken.
-constexpr std::size_t batches = 3;
-
-}  // namespace
-
+// Besides the batches in the forward pass one is being prepared, and of one the results are being taken.
 Pipeline::Pipeline(PipelineOptions options)
     : options_(std::move(options)),
       batch_size_(static_cast<std::size_t>(options_.batch_size)),
-      ring_(batches),
-      prepared_(batches),
-      items_(batches * batch_size_) {
+      ring_(static_cast<std::size_t>(options_.at_once) + 2),
+      prepared_(ring_.size()),
+      items_(ring_.size() * batch_size_) {
   try {
     for (int i = 0; i < options_.workers; ++i) threads_.emplace_back([this] { prepare_images(); });
-    threads_.emplace_back([this] { compute_batches(); });
+    for (int i = 0; i < options_.at_once; ++i) threads_.emplace_back([this] { compute_batches(); });
   } catch (...) {  // no more threads to be had
     stop_and_join();
     throw;
@@ -36,6 +31,7 @@ void Pipeline::stop_and_join() {
   }
   pushed_more_.notify_all();
   batch_ready_.notify_all();
+  turn_.notify_all();
   for (auto& thread : threads_) thread.join();
 }
 
@@ -93,7 +89,7 @@ void Pipeline::fail() {
     if (!error_) error_ = std::current_exception();
     stop_ = true;
   }
-  for (auto* changed : {&room_, &pushed_more_, &batch_ready_, &result_ready_}) changed->notify_all();
+  for (auto* changed : {&room_, &pushed_more_, &batch_ready_, &turn_, &result_ready_}) changed->notify_all();
 }
 
 void Pipeline::prepare_images() {
@@ -103,7 +99,7 @@ void Pipeline::prepare_images() {
       pushed_more_.wait(lock, [this] { return stop_ || taken_ < pushed_; });
       if (stop_) return;
       const std::size_t index = taken_++;
-      const std::size_t slot = index / batch_size_ % batches;
+      const std::size_t slot = slot_of(index);
       Item& item = items_[index % capacity()];
       if (!ring_[slot]) ring_[slot] = options_.make_buffer();
       BatchBuffer& buffer = *ring_[slot];
@@ -121,16 +117,26 @@ void Pipeline::compute_batches() {
   try {
     std::unique_lock lock(mutex_);
     while (true) {
-      const std::size_t begin = computed_, slot = begin / batch_size_ % batches;
-      const auto images_left = [&] { return finished_ ? std::min(batch_size_, pushed_ - begin) : batch_size_; };
-      batch_ready_.wait(lock, [&] { return stop_ || prepared_[slot] == images_left(); });
-      const std::size_t count = images_left();
+      const auto images_left = [&] { return finished_ ? std::min(batch_size_, pushed_ - started_) : batch_size_; };
+      batch_ready_.wait(lock, [&] { return stop_ || prepared_[slot_of(started_)] == images_left(); });
+      const std::size_t begin = started_, count = images_left();
       if (stop_ || count == 0) return;
+      started_ += count;
+      batch_ready_.notify_one();  // the next one may be waiting already
       lock.unlock();
-      compute_batch(begin, count);
+      std::exception_ptr failure;
+      try {
+        compute_batch(begin, count);
+      } catch (...) {
+        failure = std::current_exception();
+      }
       lock.lock();
-      prepared_[slot] = 0;
+      turn_.wait(lock, [&] { return stop_ || computed_ == begin; });
+      if (computed_ != begin) return;  // a batch before this one has failed
+      if (failure) std::rethrow_exception(failure);
+      prepared_[slot_of(begin)] = 0;
       computed_ += count;
+      turn_.notify_all();
       result_ready_.notify_all();
     }
   } catch (...) {
@@ -148,7 +154,7 @@ void Pipeline::compute_batch(std::size_t begin, std::size_t count) {
     places.push_back(i);
   }
   if (good.empty()) return;
-  const auto rows = options_.compute(ring_[begin / batch_size_ % batches]->take(places));
+  const auto rows = ring_[slot_of(begin)]->take(places, options_.compute);
   for (std::size_t i = 0; i < good.size(); ++i) good[i]->row = rows[static_cast<std::int64_t>(i)];
 }
 

@@ -1,7 +1,7 @@
-// Images through two stages, in order: many threads prepare images, one computes whole batches of them.
+// Images through two stages, in order: many threads prepare images, one or a few compute whole batches of them.
 //
-// Image i has place i % capacity from when it is pushed to when its result is popped, and batch b the ring's buffer
-// b % batches. As a place is free again only after its image has been computed and popped, nothing is written too early.
+// Image i has place i % capacity from when it is pushed to when its result is popped, and batch b the buffer b % size of the
+// ring. As a place is free again only after its image has been computed and popped, nothing is written too early.
 #pragma once
 
 #include <chrono>
@@ -27,12 +27,13 @@ namespace swsl {
 struct PipelineOptions {
   int batch_size = 1;
   int workers = 1;
+  int at_once = 1;  // batches in the forward pass at a time
 
   std::function<std::unique_ptr<BatchBuffer>()> make_buffer;  // for batch_size images
   // Brings the image into the buffer, at `place`; returns what is wrong with it, "" if nothing is.
   std::function<std::string(BatchBuffer& buffer, const ImageSource& image, std::size_t place)> prepare;
-  // A batch of prepared images to one row for each. A pipeline has one thread that calls this.
-  std::function<at::Tensor(const at::Tensor& batch)> compute;
+  // A batch of prepared images to one row for each. Called by `at_once` threads.
+  BatchBuffer::Compute compute;
 };
 
 class Pipeline {
@@ -60,6 +61,7 @@ class Pipeline {
   void compute_batch(std::size_t begin, std::size_t count);
   void fail();
   void stop_and_join();
+  std::size_t slot_of(std::size_t image) const { return image / batch_size_ % ring_.size(); }
   bool pop_is_due() const { return popped_ < computed_ || error_ || (finished_ && popped_ == pushed_); }
 
   const PipelineOptions options_;
@@ -69,9 +71,10 @@ class Pipeline {
   std::vector<Item> items_;
 
   mutable std::mutex mutex_;
-  mutable std::condition_variable room_, pushed_more_, batch_ready_, result_ready_;
-  // Images that have come so far: popped ≤ computed ≤ taken by a worker ≤ pushed ≤ popped + capacity.
-  std::size_t pushed_ = 0, taken_ = 0, computed_ = 0, popped_ = 0;
+  mutable std::condition_variable room_, pushed_more_, batch_ready_, turn_, result_ready_;
+  // Images that have come so far: popped ≤ computed ≤ started (their batch's forward pass) ≤ taken by a worker ≤ pushed ≤
+  // popped + capacity.
+  std::size_t pushed_ = 0, taken_ = 0, started_ = 0, computed_ = 0, popped_ = 0;
   bool finished_ = false;
   bool stop_ = false;
   std::exception_ptr error_;

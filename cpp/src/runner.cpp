@@ -129,7 +129,8 @@ std::unique_ptr<BatchBuffer> Runner::State::take_buffer() {
 template <typename Compute>
 BatchResult Runner::State::run(std::span<const ImageSource> images, BatchBuffer& buffer, const Compute& compute) {
   BatchResult result{{}, std::vector<std::string>(images.size())};
-  if (images.empty()) result.rows = compute(buffer.take({})).to(at::kCPU);
+  const auto rows_on_cpu = [&](const at::Tensor& batch) { return compute(batch).to(at::kCPU); };
+  if (images.empty()) result.rows = buffer.take({}, rows_on_cpu);
   for (std::size_t begin = 0; begin < images.size(); begin += batch_size) {
     const std::size_t count = std::min<std::size_t>(batch_size, images.size() - begin);
     workers.for_each(count, [&](std::size_t i) { result.errors[begin + i] = buffer.prepare(images[begin + i], i, {}); });
@@ -140,7 +141,7 @@ BatchResult Runner::State::run(std::span<const ImageSource> images, BatchBuffer&
         good.push_back(i);
         rows_of.push_back(static_cast<std::int64_t>(begin + i));
       }
-    const auto rows = compute(buffer.take(good)).to(at::kCPU);
+    const auto rows = buffer.take(good, rows_on_cpu);
     if (!result.rows.defined()) {
       auto shape = rows.sizes().vec();
       shape.front() = static_cast<std::int64_t>(images.size());

@@ -27,6 +27,7 @@ Stream::Stream(const Runner& runner, const StreamOptions& options) : options_(ch
   PipelineOptions pipeline;
   pipeline.batch_size = options.batch_size ? options.batch_size : state.batch_size;
   pipeline.workers = options.workers ? options.workers : available_cores();
+  pipeline.at_once = state.engine->info().at_once;
   pipeline.make_buffer = [&state, size = pipeline.batch_size] { return state.make_buffer(size); };
   pipeline.prepare = [&state](BatchBuffer& buffer, const ImageSource& image, std::size_t place) {
     CoreBudget::Hold core;

@@ -1,6 +1,7 @@
 #include <swsl/stream.h>
 
 #include <atomic>
+#include <latch>
 #include <thread>
 
 #include "pipeline.h"
@@ -34,10 +35,11 @@ swsl::TensorBatch::Write number_writer(int bad) {
   };
 }
 
-PipelineOptions numbers(int batch_size, int workers, int bad = 1 << 30) {
+PipelineOptions numbers(int batch_size, int workers, int bad = 1 << 30, int at_once = 1) {
   PipelineOptions options;
   options.batch_size = batch_size;
   options.workers = workers;
+  options.at_once = at_once;
   options.make_buffer = [=] {
     return std::make_unique<swsl::TensorBatch>(std::vector<std::int64_t>{2}, batch_size, /*pinned=*/false, number_writer(bad));
   };
@@ -67,7 +69,7 @@ TEST(results_are_in_order_whatever_the_sizes) {
   for (const int batch_size : {1, 4, 7})
     for (const int workers : {1, 2, 5})
       for (const int count : {0, 1, 7, 8, 150}) {
-        Pipeline pipeline(numbers(batch_size, workers, 5));
+        Pipeline pipeline(numbers(batch_size, workers, 5, 1 + count % 3));
         std::thread pusher([&] {
           for (int i = 1; i <= count; ++i) pipeline.push(std::to_string(i));
           pipeline.finish();
@@ -122,19 +124,36 @@ TEST(only_good_images_are_computed_and_only_full_batches_before_the_end) {
 }
 
 TEST(a_failed_engine_throws_after_the_results_before_it) {
-  auto options = numbers(2, 2);
-  options.compute = [calls = 0](const at::Tensor& batch) mutable {
-    if (++calls == 3) throw std::runtime_error("out of memory");
-    return batch;
+  for (const int at_once : {1, 2, 3}) {
+    auto options = numbers(2, 2, 1 << 30, at_once);
+    options.compute = [](const at::Tensor& batch) {
+      const auto first = batch[0][0].item<float>();
+      if (first == 5) throw std::runtime_error("out of memory");
+      if (first == 3) std::this_thread::sleep_for(std::chrono::milliseconds(20));  // the failure comes sooner
+      return batch;
+    };
+    Pipeline pipeline(options);
+    for (int i = 1; i <= 6; ++i) pipeline.push(std::to_string(i));
+    for (int i = 1; i <= 4; ++i) CHECK(pipeline.pop().has_value());
+    CHECK_THROWS(std::runtime_error, "out of memory", pipeline.pop());
+    CHECK(pipeline.wait_for(std::chrono::milliseconds(0)));
+    CHECK_THROWS(std::runtime_error, "out of memory", pipeline.pop());
+    for (std::size_t i = 2; i < pipeline.capacity(); ++i) pipeline.push("1");
+    CHECK_THROWS(std::runtime_error, "out of memory", pipeline.push("1"));  // instead of waiting for ever
+  }
+}
+
+TEST(several_batches_are_computed_at_a_time) {
+  std::latch both(2);
+  auto options = numbers(2, 2, 1 << 30, 2);
+  options.compute = [&](const at::Tensor& batch) {
+    both.arrive_and_wait();
+    return batch * 2;
   };
   Pipeline pipeline(options);
-  for (int i = 1; i <= 6; ++i) pipeline.push(std::to_string(i));
-  for (int i = 1; i <= 4; ++i) CHECK(pipeline.pop().has_value());
-  CHECK_THROWS(std::runtime_error, "out of memory", pipeline.pop());
-  CHECK(pipeline.wait_for(std::chrono::milliseconds(0)));
-  CHECK_THROWS(std::runtime_error, "out of memory", pipeline.pop());
-  for (int i = 0; i < 4; ++i) pipeline.push("1");
-  CHECK_THROWS(std::runtime_error, "out of memory", pipeline.push("1"));  // instead of waiting for ever
+  for (int i = 1; i <= 4; ++i) pipeline.push(std::to_string(i));
+  pipeline.finish();
+  for (int i = 1; i <= 4; ++i) check_number(pipeline.pop().value(), i, 1 << 30);
 }
 
 TEST(a_failed_worker_throws) {
@@ -149,7 +168,7 @@ TEST(destruction_stops_at_any_moment) {
   for (int round = 0; round < 200; ++round) {
     std::atomic<int> running = 0;
     {
-      auto options = numbers(3, 3);
+      auto options = numbers(3, 3, 1 << 30, 1 + round % 2);
       options.prepare = [&, inner = options.prepare](BatchBuffer& buffer, const ImageSource& image, std::size_t place) {
         ++running;
         auto error = inner(buffer, image, place);

@@ -9,7 +9,8 @@
 // make_engine for a module that does not pass its own golden check.
 //
 // On CUDA, batches are padded to one of a few sizes, each of which is measured and captured as a CUDA graph when it first comes,
-// in a second or more: the largest and single images at once, when the engine is made.
+// in a second or more: the largest and single images at once, when the engine is made. Two forward passes can be under way, each
+// with memory of its own for activations, so that one computes while the other's batch comes and its results go.
 //
 // Thread safety: forward and embed may be called from any number of threads. A process that was forked off after the
 // engine was made has none of its threads and must make its own: calls there are refused.
@@ -42,6 +43,7 @@ struct EngineInfo {
   std::string device;  // "cpu", "cuda:0", …
   std::string dtype;   // "float32", "bfloat16", "float16", "tf32"
   int threads = 0;     // of the forward pass; 0 where the CPU does not compute it
+  int at_once = 1;     // forward passes that can be under way at a time; further callers wait
   std::string reason;  // why this engine and this form of it
   GoldenResult golden;
 };

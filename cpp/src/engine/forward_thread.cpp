@@ -4,6 +4,8 @@
 
 #include <ATen/Parallel.h>
 
+#include "batch_check.h"
+
 namespace swsl {
 
 ForwardThread::ForwardThread(int threads) {
@@ -30,9 +32,7 @@ ForwardThread::~ForwardThread() {
 }
 
 void ForwardThread::run(const std::function<void()>& work) {
-  if (getpid() != process_)
-    throw std::runtime_error("this runner was made before the process forked, and its threads stayed behind; "
-                             "make the runner in the process that uses it");
+  check_process(process_, "its threads stayed behind");
   const std::lock_guard turn(turn_);
   std::unique_lock lock(mutex_);
   work_ = &work;

@@ -24,6 +24,7 @@
 #include <torch/csrc/jit/runtime/graph_executor.h>
 #include <torch/csrc/jit/runtime/interpreter.h>
 
+#include "batch_check.h"
 #include "forward_thread.h"
 
 namespace swsl {
@@ -232,11 +233,7 @@ class TorchScriptEngine final : public Engine {
 
   // Of the program's outputs, the one at `output`.
   at::Tensor compute(const Program& program, std::size_t output, const at::Tensor& batch) {
-    if (batch.dim() != 4 || batch.size(1) != 3 || !batch.is_floating_point()) {
-      std::string found = c10::toString(batch.scalar_type());
-      for (const auto n : batch.sizes()) found += ' ' + std::to_string(n);
-      throw std::invalid_argument("batch: expected a floating-point tensor N×3×height×width, got " + found);
-    }
+    check_batch(batch);
     std::vector<at::Tensor> parts;
     on_thread([&] {
       const c10::InferenceMode inference;

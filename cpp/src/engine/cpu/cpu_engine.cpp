@@ -14,6 +14,7 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include "engine/batch_check.h"
 #include "engine/cpu/graph_reader.h"
 #include "engine/cpu/pack.h"
 #include "engine/cpu/plan.h"
@@ -44,9 +45,7 @@ class CpuEngine final : public Engine {
   at::Tensor forward(const at::Tensor& batch) override { return compute(batch, false, nullptr); }
   at::Tensor embed(const at::Tensor& batch) override { return compute(batch, true, nullptr); }
   std::vector<LayerTime> profile(const at::Tensor& batch) override {
-    if (batch.dim() > 0 && batch.size(0) > max_batch_)
-      throw std::invalid_argument("batch: expected at most " + std::to_string(max_batch_) + " images to profile (max_batch), got " +
-                                  std::to_string(batch.size(0)));
+    check_profiled(batch, max_batch_);
     std::vector<LayerTime> times;
     compute(batch, false, &times);
     return times;
@@ -55,14 +54,8 @@ class CpuEngine final : public Engine {
 
  private:
   at::Tensor compute(const at::Tensor& batch, bool features, std::vector<LayerTime>* times) {
-    if (batch.dim() != 4 || batch.size(1) != 3 || !batch.is_floating_point()) {
-      std::string found = c10::toString(batch.scalar_type());
-      for (const auto n : batch.sizes()) found += ' ' + std::to_string(n);
-      throw std::invalid_argument("batch: expected a floating-point tensor N×3×height×width, got " + found);
-    }
-    if (getpid() != process_)
-      throw std::runtime_error("this runner was made before the process forked, and its threads stayed behind; "
-                               "make the runner in the process that uses it");
+    check_batch(batch);
+    check_process(process_, "its threads stayed behind");
     const at::Tensor input = batch.detach().to(at::kCPU, at::kFloat).contiguous();
     const auto height = static_cast<int>(input.size(2)), width = static_cast<int>(input.size(3));
     const std::int64_t count = input.size(0), image = std::int64_t{3} * height * width;

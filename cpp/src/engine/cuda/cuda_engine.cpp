@@ -2,13 +2,17 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <atomic>
+#include <condition_variable>
 #include <cstdio>
 #include <list>
 #include <map>
 #include <mutex>
 #include <optional>
 #include <stdexcept>
+#include <tuple>
 
 #include <ATen/ATen.h>
 #include <ATen/cuda/CUDAGraph.h>
@@ -19,7 +23,9 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include "engine/batch_check.h"
 #include "engine/cpu/graph_reader.h"
+#include "engine/cuda/capture.h"
 #include "engine/cuda/network.h"
 #include "engine/cuda/parts.h"
 
@@ -38,6 +44,33 @@ struct PlainMode {
   const c10::AutoGradMode no_grad{false};
 };
 
+// A batch size of a lane: where its input goes, how its layers are computed, and where its outputs come.
+struct Bucket {
+  int size;
+  std::int64_t height, width;
+  Methods methods;
+  at::Tensor input;
+  Outputs outputs;
+  std::unique_ptr<at::cuda::CUDAGraph> graph;  // null where capturing failed
+};
+
+// A forward pass on its way, with a stream and memory of its own. One caller at a time.
+struct Lane {
+  explicit Lane(at::Device device) : stream(c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device.index())) {}
+
+  // With the GPU done. Graphs share a pool of memory, for only one of a lane runs at a time; without graphs a pool is gone.
+  void clear() {
+    stream.synchronize();
+    buckets.clear();
+    pool = at::cuda::graph_pool_handle();
+  }
+
+  const c10::cuda::CUDAStream stream;
+  at::cuda::MempoolId_t pool = at::cuda::graph_pool_handle();
+  std::list<Bucket> buckets;  // the last used first
+  bool busy = false;
+};
+
 class CudaEngine final : public Engine {
  public:
   CudaEngine(const FrozenModel& model, cpu::FusedNetwork network, const EngineOptions& options)
@@ -45,26 +78,27 @@ class CudaEngine final : public Engine {
         dtype_(options.dtype),
         max_batch_(options.max_batch),
         most_(options.max_batch),
-        stream_(c10::cuda::getStreamFromPool(/*isHighPriority=*/false, options.device.index())) {
+        lanes_{Lane(options.device), Lane(options.device)} {
     info_.name = "cuda";
     info_.device = options.device.str();
     info_.dtype = options.tf32 ? "tf32" : dtype_name(options.dtype);
+    info_.at_once = static_cast<int>(lanes_.size());
     const PlainMode mode;
-    const c10::cuda::CUDAStreamGuard guard(stream_);
+    Lane& lane = lanes_.front();
+    const c10::cuda::CUDAStreamGuard guard(lane.stream);
     network_.emplace(std::move(network), device_, dtype_, options.tf32);
     // TF32 has float16's ten bits of mantissa, and so its tolerance.
     info_.golden = model.check_golden([&](const at::Tensor& batch) { return forward(batch); }, options.tf32 ? at::kHalf : dtype_);
     const auto& shape = model.metadata().golden.shape;
     in_parts<c10::OutOfMemoryError>(
-        max_batch_, most_, [&](std::int64_t, int size) { bucket_for(size, shape[2], shape[3]); }, [&] { give_back(); });
-    info_.reason = describe(shape[2], shape[3]);
+        max_batch_, most_, [&](std::int64_t, int size) { bucket_for(lane, size, shape[2], shape[3]); }, [&] { give_back(lane); });
+    info_.reason = describe(bucket_for(lane, most_, shape[2], shape[3]));
   }
 
   ~CudaEngine() override {
     try {
-      const c10::cuda::CUDAStreamGuard guard(stream_);
-      stream_.synchronize();
-      buckets_.clear();
+      const c10::cuda::CUDAGuard guard(device_);
+      for (Lane& lane : lanes_) lane.clear();
     } catch (const std::exception&) {  // a device that has failed cannot be waited for
     }
   }
@@ -74,57 +108,67 @@ class CudaEngine final : public Engine {
   const EngineInfo& info() const override { return info_; }
 
   std::vector<LayerTime> profile(const at::Tensor& batch) override {
-    check(batch);
-    if (batch.size(0) > max_batch_)
-      throw std::invalid_argument("batch: expected at most " + std::to_string(max_batch_) + " images to profile (max_batch), got " +
-                                  std::to_string(batch.size(0)));
+    check_profiled(batch, max_batch_);
+    check_process(process_, lost_by_fork);
     if (batch.size(0) == 0) return {};
     const PlainMode mode;
-    const std::lock_guard turn(turn_);
     const c10::cuda::CUDAGuard guard(device_);
-    after_caller();
-    const c10::cuda::CUDAStreamGuard streams(stream_);
-    auto& bucket = bucket_for(static_cast<int>(batch.size(0)), batch.size(2), batch.size(3));
+    const Turn turn(*this);
+    after_caller(turn.lane);
+    const c10::cuda::CUDAStreamGuard streams(turn.lane.stream);
+    auto& bucket = bucket_for(turn.lane, static_cast<int>(batch.size(0)), batch.size(2), batch.size(3));
     const auto input = batch.to(device_).to(dtype_).contiguous(at::MemoryFormat::ChannelsLast);
-    network_->run(input, bucket.methods);
+    const std::lock_guard measuring(building_);
     std::vector<LayerTime> times;
     network_->run(input, bucket.methods, &times);
-    stream_.synchronize();
+    turn.lane.stream.synchronize();
     return times;
   }
 
  private:
-  struct Bucket {
-    int size;
-    std::int64_t height, width;
-    Methods methods;
-    at::Tensor input;
-    Outputs outputs;
-    std::unique_ptr<at::cuda::CUDAGraph> graph;  // null where capturing failed
+  static constexpr const char* lost_by_fork = "CUDA does not survive that";
+
+  // Waits for a free lane; the first one whose memory is warm is preferred.
+  struct Turn {
+    explicit Turn(CudaEngine& engine) : engine(engine), lane(engine.take_lane()) {}
+    ~Turn() {
+      {
+        const std::lock_guard lock(engine.mutex_);
+        lane.busy = false;
+      }
+      engine.lane_free_.notify_one();
+    }
+    Turn(const Turn&) = delete;
+
+    CudaEngine& engine;
+    Lane& lane;
   };
 
-  void check(const at::Tensor& batch) const {
-    if (batch.dim() != 4 || batch.size(1) != 3 || !batch.is_floating_point()) {
-      std::string found = c10::toString(batch.scalar_type());
-      for (const auto n : batch.sizes()) found += ' ' + std::to_string(n);
-      throw std::invalid_argument("batch: expected a floating-point tensor N×3×height×width, got " + found);
-    }
-    if (getpid() != process_)
-      throw std::runtime_error("this runner was made before the process forked, and CUDA does not survive that; "
-                               "make the runner in the process that uses it");
+  Lane& take_lane() {
+    std::unique_lock lock(mutex_);
+    Lane* found = nullptr;
+    lane_free_.wait(lock, [&] {
+      const auto it = std::find_if(lanes_.begin(), lanes_.end(), [](const Lane& lane) { return !lane.busy; });
+      found = it == lanes_.end() ? nullptr : &*it;
+      return found != nullptr;
+    });
+    found->busy = true;
+    return *found;
   }
 
   at::Tensor compute(const at::Tensor& batch, at::Tensor Outputs::*which) {
-    check(batch);
+    check_batch(batch);
+    check_process(process_, lost_by_fork);
     const PlainMode mode;
     const std::int64_t count = batch.size(0), height = batch.size(2), width = batch.size(3);
-    const std::lock_guard turn(turn_);
     const c10::cuda::CUDAGuard guard(device_);
     const auto caller = c10::cuda::getCurrentCUDAStream();
-    after_caller();
+    const Turn turn(*this);
+    Lane& lane = turn.lane;
+    after_caller(lane);
     at::Tensor result;
     const auto part = [&](std::int64_t begin, int size) {
-      Bucket& bucket = bucket_for(std::max(size, 1), height, width);
+      Bucket& bucket = bucket_for(lane, std::max(size, 1), height, width);
       const at::Tensor& rows = bucket.outputs.*which;
       if (!result.defined()) result = at::empty({count, rows.size(1)}, rows.options());
       if (size == 0) return;
@@ -138,106 +182,97 @@ class CudaEngine final : public Engine {
       result.narrow(0, begin, size).copy_((bucket.outputs.*which).narrow(0, 0, size));
     };
     try {
-      const c10::cuda::CUDAStreamGuard streams(stream_);
+      const c10::cuda::CUDAStreamGuard streams(lane.stream);
       if (count == 0) part(0, 0);
-      in_parts<c10::OutOfMemoryError>(count, most_, part, [&] { give_back(); });
+      in_parts<c10::OutOfMemoryError>(count, most_, part, [&] { give_back(lane); });
     } catch (const c10::OutOfMemoryError&) {
       throw std::runtime_error("out of memory on " + info_.device + ": not even one image of " + std::to_string(height) + " × " +
                                std::to_string(width) + " (height × width) fits beside what the GPU holds already");
     }
     c10::Event done(c10::DeviceType::CUDA);
-    done.record(stream_);
+    done.record(lane.stream);
     done.block(caller);
     result.record_stream(caller);
-    if (batch.device() == device_) batch.record_stream(stream_);
+    if (batch.device() == device_) batch.record_stream(lane.stream);
     return result;
   }
 
   // Work that the caller has enqueued, such as what makes the batch, comes first.
-  void after_caller() {
+  void after_caller(const Lane& lane) {
     c10::Event ready(c10::DeviceType::CUDA);
     ready.record(c10::cuda::getCurrentCUDAStream(device_.index()));
-    ready.block(stream_);
+    ready.block(lane.stream);
   }
 
-  // On `stream_`, with turn_ held. The reference is good until the next call. A size that comes for the first time is measured and
-  // captured, which takes a second or more.
-  Bucket& bucket_for(int wanted, std::int64_t height, std::int64_t width) {
+  // On the lane's stream, in a turn. The reference is good until the next call. A size that comes for the first time is measured,
+  // in a second or more, and then captured for each lane that it comes to.
+  Bucket& bucket_for(Lane& lane, int wanted, std::int64_t height, std::int64_t width) {
     const int size = bucket_size(wanted, std::max(most_.load(), wanted));
-    for (auto it = buckets_.begin(); it != buckets_.end(); ++it)
+    for (auto it = lane.buckets.begin(); it != lane.buckets.end(); ++it)
       if (it->size == size && it->height == height && it->width == width) {
-        buckets_.splice(buckets_.begin(), buckets_, it);
-        return buckets_.front();
+        lane.buckets.splice(lane.buckets.begin(), lane.buckets, it);
+        return lane.buckets.front();
       }
-    if (buckets_.size() == most_buckets) {
-      stream_.synchronize();
-      buckets_.pop_back();
+    if (lane.buckets.size() == most_buckets) {
+      lane.stream.synchronize();
+      lane.buckets.pop_back();
     }
     Bucket bucket{size, height, width, {}, {}, {}, nullptr};
     bucket.input = at::randn({size, 3, height, width}, at::TensorOptions(device_).dtype(dtype_)).contiguous(at::MemoryFormat::ChannelsLast);
-    bucket.methods = network_->choose(bucket.input, notes_);
+    const std::lock_guard building(building_);
+    auto [known, fresh] = methods_.try_emplace({size, height, width});
+    if (fresh) {
+      try {
+        known->second = network_->choose(bucket.input, notes_);
+      } catch (...) {
+        methods_.erase(known);
+        throw;
+      }
+      c10::cuda::CUDACachingAllocator::emptyCache();  // of what measuring took
+    }
+    bucket.methods = known->second;
     bucket.outputs = network_->run(bucket.input, bucket.methods);  // libraries load what they need: not while capturing
-    stream_.synchronize();
-    capture(bucket);
-    buckets_.push_front(std::move(bucket));
-    return buckets_.front();
-  }
-
-  // The graphs share one pool of memory, for only one runs at a time. Other threads may go on using CUDA meanwhile.
-  void capture(Bucket& bucket) {
+    lane.stream.synchronize();
     auto graph = std::make_unique<at::cuda::CUDAGraph>();
     try {
-      graph->capture_begin(pool_, cudaStreamCaptureModeThreadLocal);
-    } catch (const std::exception& error) {
-      without_graph(error);
-      return;
-    }
-    Outputs outputs;
-    std::exception_ptr failure;
-    try {
-      outputs = network_->run(bucket.input, bucket.methods);
-    } catch (...) {
-      failure = std::current_exception();
-    }
-    try {
-      graph->capture_end();
-      if (failure) std::rethrow_exception(failure);
+      Outputs outputs;
+      capture(*graph, lane.pool, [&] { outputs = network_->run(bucket.input, bucket.methods); });
       bucket.outputs = std::move(outputs);
       bucket.graph = std::move(graph);
+    } catch (const c10::OutOfMemoryError&) {
+      throw;
     } catch (const std::exception& error) {
-      cudaGetLastError();
-      const bool full = [&] {
-        try {
-          if (failure) std::rethrow_exception(failure);
-        } catch (const c10::OutOfMemoryError&) {
-          return true;
-        } catch (...) {
-        }
-        return false;
-      }();
-      if (full) std::rethrow_exception(failure);
-      without_graph(error);
+      const std::string message = error.what();
+      notes_ = "; without CUDA graphs: " + message.substr(0, std::min<std::size_t>(message.find('\n'), 200)) + notes_;
     }
+    lane.buckets.push_front(std::move(bucket));
+    return lane.buckets.front();
   }
 
-  void without_graph(const std::exception& error) {
-    const std::string message = error.what();
-    notes_ = "; without CUDA graphs: " + message.substr(0, std::min<std::size_t>(message.find('\n'), 200)) + notes_;
-  }
-
-  void give_back() {
-    stream_.synchronize();
-    buckets_.clear();
+  // What the lane of an exhausted caller and lanes without one hold.
+  void give_back(Lane& own) {
+    own.clear();
+    for (Lane& lane : lanes_) {
+      {
+        const std::lock_guard lock(mutex_);
+        if (lane.busy) continue;
+        lane.busy = true;
+      }
+      lane.clear();
+      {
+        const std::lock_guard lock(mutex_);
+        lane.busy = false;
+      }
+      lane_free_.notify_one();
+    }
     c10::cuda::CUDACachingAllocator::emptyCache();
   }
 
-  std::string describe(std::int64_t height, std::int64_t width) {
-    const Bucket& bucket = bucket_for(most_, height, width);
+  std::string describe(const Bucket& bucket) {
     std::map<std::string, int> counts;
     for (const auto method : network_->convolutions(bucket.methods)) ++counts[name(method)];
     std::string text = "fused layers, channels-last, a CUDA graph for each batch size; by measurement at batch " + std::to_string(bucket.size) + ":";
     for (const auto& [method, count] : counts) text += ' ' + std::to_string(count) + " × " + method + ',';
-    text.back() = ' ';
     text.pop_back();
     if (most_ < max_batch_)
       text += "; batches are cut into parts of " + std::to_string(most_) + ", for " + std::to_string(max_batch_) + " images do not fit in the memory";
@@ -249,11 +284,12 @@ class CudaEngine final : public Engine {
   const at::ScalarType dtype_;
   const int max_batch_;
   std::atomic<int> most_;  // images computed at a time; less than max_batch_ after running out of memory
-  const c10::cuda::CUDAStream stream_;
-  const at::cuda::MempoolId_t pool_ = at::cuda::graph_pool_handle();
   std::optional<DeviceNetwork> network_;
-  std::mutex turn_;            // held while work is enqueued
-  std::list<Bucket> buckets_;  // the last used first
+  std::array<Lane, 2> lanes_;
+  std::mutex mutex_;  // of every lane's `busy`
+  std::condition_variable lane_free_;
+  std::mutex building_;  // of what follows, held while measuring too
+  std::map<std::tuple<int, std::int64_t, std::int64_t>, Methods> methods_;  // for a batch size, height and width
   std::string notes_;
   EngineInfo info_;
 };

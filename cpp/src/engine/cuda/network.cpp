@@ -11,6 +11,7 @@
 #include <ATen/ATen.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include "engine/cuda/capture.h"
 #include "engine/cuda/kernels.h"
 
 namespace swsl::cuda {
@@ -27,10 +28,6 @@ void check(const char* error) {
   if (error != nullptr) throw std::runtime_error(std::string("CUDA: ") + error);
 }
 
-void check(cudaError_t error) {
-  if (error != cudaSuccess) check(cudaGetErrorString(error));
-}
-
 std::array<std::int64_t, 2> two(int a, int b) { return {a, b}; }
 
 bool is_pointwise(const Layer& layer) { return layer.window == cpu::Window{} && layer.groups == 1; }
@@ -44,38 +41,6 @@ bool is_narrow_grouped(const Layer& layer) {
 
 // N×C×H×W in channels-last order as (N·H·W)×C, the same memory.
 at::Tensor as_matrix(const at::Tensor& image) { return image.permute({0, 2, 3, 1}).reshape({-1, image.size(1)}); }
-
-// How long work on the current stream takes, in seconds.
-class Stopwatch {
- public:
-  Stopwatch() : stream_(c10::cuda::getCurrentCUDAStream()) {
-    check(cudaEventCreate(&begin_));
-    if (const auto error = cudaEventCreate(&end_); error != cudaSuccess) {
-      cudaEventDestroy(begin_);
-      check(error);
-    }
-  }
-  ~Stopwatch() {
-    cudaEventDestroy(begin_);
-    cudaEventDestroy(end_);
-  }
-  Stopwatch(const Stopwatch&) = delete;
-
-  template <typename Work>
-  double operator()(const Work& work) const {
-    check(cudaEventRecord(begin_, stream_));
-    work();
-    check(cudaEventRecord(end_, stream_));
-    check(cudaEventSynchronize(end_));
-    float milliseconds = 0;
-    check(cudaEventElapsedTime(&milliseconds, begin_, end_));
-    return milliseconds * 1e-3;
-  }
-
- private:
-  c10::cuda::CUDAStream stream_;
-  cudaEvent_t begin_ = nullptr, end_ = nullptr;
-};
 
 // Methods round differently, hence the room; what is wrong is wrong by more.
 bool agree(const at::Tensor& a, const at::Tensor& b) {
@@ -237,19 +202,19 @@ at::Tensor pool(const Layer& layer, const at::Tensor& input) {
 }  // namespace
 
 Outputs DeviceNetwork::run(const at::Tensor& input, const Methods& methods, std::vector<LayerTime>* times) const {
-  std::optional<Stopwatch> stopwatch;
-  if (times != nullptr) stopwatch.emplace();
+  std::optional<GpuTimer> timer;
+  if (times != nullptr) timer.emplace();
   return walk(input, [&](std::size_t i, const at::Tensor& from, const at::Tensor& residual) {
     const Layer& layer = steps_[i].layer;
     const bool is_convolution = layer.operation == Operation::convolution;
     at::Tensor to;
     const auto work = [&] { to = is_convolution ? convolve(steps_[i], methods.at(i), from, residual) : pool(layer, from); };
-    if (times == nullptr) {
-      work();
-      return to;
-    }
+    work();
+    if (times == nullptr) return to;
     LayerTime time;
-    time.seconds = (*stopwatch)(work);
+    const at::Tensor result = to;  // what a graph computes is not there before it is run
+    time.seconds = (*timer)(work);
+    to = result;
     time.kernel = is_convolution ? name(methods.at(i)) : layer.name;
     time.shape = shape_of(from) + " → " + shape_of(to);
     if (is_convolution)
@@ -267,8 +232,7 @@ std::vector<Method> DeviceNetwork::convolutions(const Methods& methods) const {
 }
 
 Methods DeviceNetwork::choose(const at::Tensor& input, std::string& notes) const {
-  constexpr int runs = 7;
-  const Stopwatch stopwatch;
+  GpuTimer timer;
   Methods methods(steps_.size(), Method::plain);
   std::map<Kind, Method> known;
   walk(input, [&](std::size_t i, const at::Tensor& from, const at::Tensor& residual) {
@@ -289,10 +253,9 @@ Methods DeviceNetwork::choose(const at::Tensor& input, std::string& notes) const
           if (notes.find(note) == std::string::npos) notes += "; " + note;
           continue;
         }
-        double fastest = std::numeric_limits<double>::infinity();
-        for (int run = 0; run < runs; ++run) fastest = std::min(fastest, stopwatch([&] { convolve(step, method, from, residual); }));
-        if (fastest < best) {
-          best = fastest;
+        const double seconds = timer([&] { convolve(step, method, from, residual); });
+        if (seconds < best) {
+          best = seconds;
           methods[i] = same->second = method;
         }
       } catch (const c10::OutOfMemoryError&) {

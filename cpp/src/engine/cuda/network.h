@@ -30,7 +30,8 @@ struct Outputs {
   at::Tensor logits, features;
 };
 
-// Not safe for use from several threads at once. Everything is enqueued on the current stream, of the current device.
+// Const functions may be called from several threads at once, but what `choose` measures is then not worth much. Everything is
+// enqueued on the current stream, of the current device.
 class DeviceNetwork {
  public:
   // dtype: kFloat, kHalf or kBFloat16. `tf32`: products of float32 numbers rounded to TF32; never without it.

@@ -117,15 +117,8 @@ class CudaBatch final : public BatchBuffer {
     return with_pixels_(image, when_read, [&](const ImageView& pixels) { add(pixels, place); });
   }
 
-  at::Tensor take(std::span<const std::size_t> places) override {
-    const c10::cuda::CUDAGuard device(device_);
-    const auto caller = c10::cuda::getCurrentCUDAStream();
+  at::Tensor take(std::span<const std::size_t> places, const Compute& compute) override {
     const c10::cuda::CUDAStreamGuard guard(stream_);
-    // What still reads the batch before this one was enqueued on the caller's stream.
-    c10::Event before(c10::DeviceType::CUDA);
-    before.record(caller);
-    before.block(stream_);
-
     std::vector<PackedImage>& images = images_;
     images.clear();
     std::size_t middle = 0;
@@ -150,10 +143,11 @@ class CudaBatch final : public BatchBuffer {
       check(run_passes(batch, blocks, stream_));
     }
     done_.record(stream_);
-    done_.block(caller);
-    const std::lock_guard lock(mutex_);
-    taken_ = true;
-    return output_.narrow(0, 0, static_cast<std::int64_t>(places.size()));
+    {
+      const std::lock_guard lock(mutex_);
+      taken_ = true;
+    }
+    return compute(output_.narrow(0, 0, static_cast<std::int64_t>(places.size())));
   }
 
  private:

@@ -16,7 +16,7 @@ using WithPixels =
     std::function<std::string(const ImageSource& image, const std::function<void()>& when_read, const std::function<void(const ImageView&)>& use)>;
 
 // dtype: kFloat, kHalf or kBFloat16. Pixels are copied to the GPU as soon as an image is decoded, on a stream of this buffer; `take`
-// enqueues two kernels, and what the current stream does afterwards waits for them. After the largest batch nothing is allocated.
+// enqueues two kernels there. After the largest batch nothing is allocated.
 std::unique_ptr<BatchBuffer> make_cuda_batch(const PreprocessSpec& spec, at::Device device, at::ScalarType dtype, Layout layout, int batch_size,
                                              WithPixels with_pixels);
 

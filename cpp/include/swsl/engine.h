@@ -8,8 +8,8 @@
 // Errors: std::invalid_argument for a batch of another shape or dtype, or options that cannot be had; ModelError from
 // make_engine for a module that does not pass its own golden check.
 //
-// On CUDA, batches are padded to one of a few sizes, each of which is measured and captured as a CUDA graph when it first comes,
-// in a second or more: the largest and single images at once, when the engine is made. Two forward passes can be under way, each
+// On CUDA, batches are padded to one of a few sizes, each of which is measured and captured as a CUDA graph, in a second or more: the
+// largest and single images when the engine is made, others when they come for the second time. Two forward passes can be under way, each
 // with memory of its own for activations, so that one computes while the other's batch comes and its results go.
 //
 // Thread safety: forward and embed may be called from any number of threads. A process that was forked off after the

@@ -11,6 +11,7 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <stdexcept>
 #include <tuple>
 
@@ -128,6 +129,8 @@ class CudaEngine final : public Engine {
  private:
   static constexpr const char* lost_by_fork = "CUDA does not survive that";
 
+  using Size = std::tuple<int, std::int64_t, std::int64_t>;  // of a batch, height and width
+
   // Waits for a free lane; the first one whose memory is warm is preferred.
   struct Turn {
     explicit Turn(CudaEngine& engine) : engine(engine), lane(engine.take_lane()) {}
@@ -204,15 +207,17 @@ class CudaEngine final : public Engine {
     ready.block(lane.stream);
   }
 
-  // On the lane's stream, in a turn. The reference is good until the next call. A size that comes for the first time is measured,
-  // in a second or more, and then captured for each lane that it comes to.
+  // On the lane's stream, in a turn. The reference is good until the next call. A size is measured, in a second or more, when it
+  // comes for the second time: for one that comes once, such as the rest of a folder, that would not pay.
   Bucket& bucket_for(Lane& lane, int wanted, std::int64_t height, std::int64_t width) {
     const int size = bucket_size(wanted, std::max(most_.load(), wanted));
+    auto found = lane.buckets.end();
     for (auto it = lane.buckets.begin(); it != lane.buckets.end(); ++it)
-      if (it->size == size && it->height == height && it->width == width) {
-        lane.buckets.splice(lane.buckets.begin(), lane.buckets, it);
-        return lane.buckets.front();
-      }
+      if (it->height == height && it->width == width && it->size >= size && (found == lane.buckets.end() || it->size < found->size)) found = it;
+    if (found != lane.buckets.end() && (found->size == size || comes_first({size, height, width}))) {
+      lane.buckets.splice(lane.buckets.begin(), lane.buckets, found);
+      return lane.buckets.front();
+    }
     if (lane.buckets.size() == most_buckets) {
       lane.stream.synchronize();
       lane.buckets.pop_back();
@@ -247,6 +252,11 @@ class CudaEngine final : public Engine {
     }
     lane.buckets.push_front(std::move(bucket));
     return lane.buckets.front();
+  }
+
+  bool comes_first(const Size& size) {
+    const std::lock_guard lock(mutex_);
+    return came_.insert(size).second;
   }
 
   // What the lane of an exhausted caller and lanes without one hold.
@@ -286,10 +296,11 @@ class CudaEngine final : public Engine {
   std::atomic<int> most_;  // images computed at a time; less than max_batch_ after running out of memory
   std::optional<DeviceNetwork> network_;
   std::array<Lane, 2> lanes_;
-  std::mutex mutex_;  // of every lane's `busy`
+  std::mutex mutex_;  // of every lane's `busy`, and of came_
   std::condition_variable lane_free_;
+  std::set<Size> came_;
   std::mutex building_;  // of what follows, held while measuring too
-  std::map<std::tuple<int, std::int64_t, std::int64_t>, Methods> methods_;  // for a batch size, height and width
+  std::map<Size, Methods> methods_;
   std::string notes_;
   EngineInfo info_;
 };

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include <ATen/ATen.h>
+#include <ATen/ops/empty.h>
 
 namespace swsl {
 namespace {

@@ -155,7 +155,7 @@ void Pipeline::compute_batch(std::size_t begin, std::size_t count) {
   }
   if (good.empty()) return;
   const auto rows = ring_[slot_of(begin)]->take(places, options_.compute);
-  for (std::size_t i = 0; i < good.size(); ++i) good[i]->row = rows[static_cast<std::int64_t>(i)];
+  for (std::size_t i = 0; i < good.size(); ++i) good[i]->row = rows.select(0, static_cast<std::int64_t>(i));
 }
 
 }  // namespace swsl

@@ -16,7 +16,7 @@
 #include <thread>
 #include <vector>
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <swsl/runner.h>
 

@@ -5,8 +5,9 @@
 
 #include <thread>
 
+#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <torch/script.h>
+#include <torch/csrc/jit/api/module.h>
 
 #include "check.h"
 #include "test_data.h"

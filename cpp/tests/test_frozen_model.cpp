@@ -1,6 +1,7 @@
 #include <swsl/frozen_model.h>
 
-#include <torch/script.h>
+#include <ATen/ATen.h>
+#include <torch/csrc/jit/api/module.h>
 
 #include "check.h"
 #include "test_data.h"

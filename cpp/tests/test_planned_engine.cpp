@@ -6,7 +6,8 @@
 
 #include <unistd.h>
 
-#include <torch/script.h>
+#include <ATen/ATen.h>
+#include <torch/csrc/jit/api/module.h>
 
 #include "check.h"
 #include "engine/cpu/kernels.h"

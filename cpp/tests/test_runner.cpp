@@ -4,6 +4,8 @@
 #include <cstdio>
 #include <thread>
 
+#include <ATen/ATen.h>
+
 #include <swsl/image.h>
 
 #include "check.h"
@@ -17,6 +19,14 @@ namespace {
 const Runner& runner() {
   static const Runner made(data("tiny.pt"));
   return made;
+}
+
+at::Tensor floats(const std::string& name, at::IntArrayRef shape) {
+  const std::string bytes = contents(data(name));
+  auto tensor = at::empty(shape, at::kFloat);
+  if (tensor.nbytes() != bytes.size()) throw std::runtime_error(name + ": unexpected size");
+  std::copy(bytes.begin(), bytes.end(), static_cast<char*>(tensor.data_ptr()));
+  return tensor;
 }
 
 std::vector<ImageSource> photos(std::size_t count) { return {count, data("photo.jpg")}; }

@@ -44,7 +44,7 @@ PipelineOptions numbers(int batch_size, int workers, int bad = 1 << 30, int at_o
     return std::make_unique<swsl::TensorBatch>(std::vector<std::int64_t>{2}, batch_size, /*pinned=*/false, number_writer(bad));
   };
   options.prepare = [](BatchBuffer& buffer, const ImageSource& image, std::size_t place) { return buffer.prepare(image, place, {}); };
-  options.compute = [](const at::Tensor& batch) { return batch * 2; };
+  options.compute = [](const at::Tensor& batch) { return batch.mul(2); };
   return options;
 }
 
@@ -148,7 +148,7 @@ TEST(several_batches_are_computed_at_a_time) {
   auto options = numbers(2, 2, 1 << 30, 2);
   options.compute = [&](const at::Tensor& batch) {
     both.arrive_and_wait();
-    return batch * 2;
+    return batch.mul(2);
   };
   Pipeline pipeline(options);
   for (int i = 1; i <= 4; ++i) pipeline.push(std::to_string(i));

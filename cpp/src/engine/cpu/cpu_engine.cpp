@@ -11,8 +11,8 @@
 #include <numeric>
 #include <stdexcept>
 
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
 
 #include "engine/batch_check.h"
 #include "engine/cpu/graph_reader.h"

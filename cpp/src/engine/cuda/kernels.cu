@@ -143,6 +143,13 @@ __global__ void __launch_bounds__(grouped_threads)
     __trap();
 }
 
+// A newer card runs what was compiled for an older one, trap and all.
+bool multiplies_bfloat16() {
+  cudaFuncAttributes kernel{};
+  if (cudaFuncGetAttributes(&kernel, grouped_kernel<__nv_bfloat16>) != cudaSuccess) cudaGetLastError();
+  return kernel.ptxVersion >= 80;
+}
+
 template <typename T>
 void grouped(const GroupedShape& s, const void* input, const void* weights, const float* bias, bool relu, void* output, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>((s.out_height + s.rows - 1) / s.rows), static_cast<unsigned>(s.channels / (block_channels * s.at_once)),
@@ -172,10 +179,7 @@ const char* run_grouped(Number number, const GroupedShape& shape, const void* in
                         void* output, cudaStream_t stream) {
   if (shape.rows < 1) return "no row of the image fits in shared memory";
   if (shape.images > 65535) return "more than 65535 images";
-  int device = 0, major = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  if (number == Number::float32 || (number == Number::bfloat16 && major < 8)) return "these tensor cores lack the number format";
+  if (number == Number::float32 || (number == Number::bfloat16 && !multiplies_bfloat16())) return "these tensor cores lack the number format";
   if (number == Number::float16)
     grouped<__half>(shape, input, weights, bias, relu, output, stream);
   else

@@ -1,5 +1,7 @@
 #include "resample/cuda/passes.h"
 
+#include "cuda_launch.h"
+
 namespace swsl::resample {
 namespace {
 
@@ -18,14 +20,11 @@ __global__ void __launch_bounds__(threads_per_block) second_pass_kernel(PackedBa
 }  // namespace
 
 const char* run_passes(const PackedBatch& batch, std::int64_t first_pass_blocks, cudaStream_t stream) {
-  constexpr std::int64_t most_blocks = 2147483647;
   const std::int64_t second_pass_total = second_pass_blocks(batch) * batch.count;
   if (first_pass_blocks > most_blocks || second_pass_total > most_blocks) return "the batch has more pixels than one launch can take";
   if (batch.count == 0) return nullptr;
-  first_pass_kernel<<<static_cast<unsigned>(first_pass_blocks), threads_per_block, 0, stream>>>(batch);
-  second_pass_kernel<<<static_cast<unsigned>(second_pass_total), threads_per_block, 0, stream>>>(batch);
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  const char* error = launch(first_pass_kernel, static_cast<unsigned>(first_pass_blocks), threads_per_block, 0, stream, batch);
+  return error ? error : launch(second_pass_kernel, static_cast<unsigned>(second_pass_total), threads_per_block, 0, stream, batch);
 }
 
 }  // namespace swsl::resample

@@ -34,6 +34,10 @@ struct Failure : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+struct Skipped : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 template <typename... Parts>
 [[noreturn]] void fail(const char* file, int line, const Parts&... parts) {
   std::ostringstream text;
@@ -84,17 +88,21 @@ template <typename... Parts>
   } while (false)
 
 int main(int argc, char** argv) {
-  int passed = 0, failed = 0;
+  int passed = 0, failed = 0, skipped = 0;
   for (const auto& test : check::tests()) {
     if (argc > 1 && std::string(test.name).find(argv[1]) == std::string::npos) continue;
     try {
       test.run();
       ++passed;
+    } catch (const check::Skipped& why) {
+      ++skipped;
+      std::printf("skipped %s: %s\n", test.name, why.what());
     } catch (const std::exception& error) {
       ++failed;
       std::printf("FAILED %s\n  %s\n", test.name, error.what());
     }
   }
-  std::printf("%d passed, %d failed\n", passed, failed);
+  std::printf("%d passed, %d failed, %d skipped\n", passed, failed, skipped);
+  if (failed == 0 && skipped > 0) return 77;  // SKIP_RETURN_CODE
   return failed || passed == 0;
 }

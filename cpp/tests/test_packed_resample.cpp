@@ -1,31 +1,27 @@
-// What the GPU's kernels do, done on the CPU: the functions that a GPU runs in every thread, called for all of their block and
-// thread numbers, give the scalar path's bytes. Where this build has kernels and the machine a GPU, the kernels themselves too.
+// Packed images through the two kernels, against the scalar path's bytes: on the CPU (see cuda_on_cpu) and, as
+// test_packed_resample_gpu, on a GPU.
 //
 //   SWSL_FUZZ_CASES=10000 test_packed_resample random
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
-#include <cstring>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "check.h"
+#include "device_memory.h"
+#include "resample/cuda/passes.h"
 #include "resample/normalization.h"
 #include "resample/packing.h"
 #include "swsl/preprocessor.h"
-
-#if SWSL_CUDA_KERNELS
-#include <cuda_runtime_api.h>
-
-#include "resample/cuda/passes.h"
-#endif
 
 using swsl::ElementType;
 using swsl::Interpolation;
 using swsl::Layout;
 using namespace swsl::resample;
+using fixtures::DeviceMemory, fixtures::need_gpu;
 
 namespace {
 
@@ -81,82 +77,30 @@ PackedBatch describe(const Work& work, const PackedImage* images, const Normaliz
           static_cast<Element>(work.type), work.layout == Layout::channels_last};
 }
 
-// Everything in memory of exactly the size that the kernels are promised, for the sanitizers to watch.
-std::vector<std::uint8_t> host_twin(const Work& work) {
+// Every image, and all between the passes, in memory of exactly the size that was promised.
+std::vector<std::uint8_t> kernels(const Work& work) {
   const Packing packing(work.spec);
-  const Normalization normalization = make_normalization(work.spec);
-  std::vector<std::vector<std::uint8_t>> packed;
+  std::vector<DeviceMemory<std::uint8_t>> packed;
   std::vector<PackedImage> images;
   std::size_t between = 0;
   for (const auto& image : work.images) {
     const PackedPlan plan = packing.plan(image.height, image.width);
-    packed.emplace_back(plan.bytes, std::uint8_t{0xc5});
+    packed.emplace_back(plan.bytes);
     packing.write(plan, image.view(), packed.back().data());
     images.push_back(plan.describe(packed.back().data()));
     between += plan.middle_bytes;
   }
-  std::vector<std::uint8_t> middle(between, 0x5c), output(tensor_bytes(work) * images.size());
+  DeviceMemory<std::uint8_t> middle(between), output(tensor_bytes(work) * images.size());
   const std::int64_t blocks = arrange(images, middle.data());
-  const PackedBatch batch = describe(work, images.data(), &normalization, output.data());
-  for (std::int64_t block = 0; block < blocks; ++block)
-    for (int thread = 0; thread < threads_per_block; ++thread) first_pass(batch, block, thread);
-  for (std::int64_t block = 0; block < second_pass_blocks(batch) * batch.count; ++block)
-    for (int thread = 0; thread < threads_per_block; ++thread) switch (batch.element) {
-        case Element::float32: second_pass(batch, normalization.float32, block, thread); break;
-        case Element::bfloat16: second_pass(batch, normalization.bfloat16, block, thread); break;
-        case Element::float16: second_pass(batch, normalization.float16, block, thread); break;
-      }
-  return output;
+  DeviceMemory descriptors(images);
+  DeviceMemory normalization(std::vector{make_normalization(work.spec)});
+  if (const char* error = run_passes(describe(work, descriptors.data(), normalization.data(), output.data()), blocks, nullptr))
+    check::fail(__FILE__, __LINE__, error);
+  return output.values();
 }
-
-#if SWSL_CUDA_KERNELS
-bool has_device() {
-  int count = 0;
-  return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
-}
-
-// On the GPU, in memory that the host sees too.
-std::vector<std::uint8_t> kernels(const Work& work) {
-  std::vector<void*> owned;
-  const auto shared = [&](std::size_t size) {
-    void* memory = nullptr;
-    if (cudaMallocManaged(&memory, size) != cudaSuccess) throw std::runtime_error("cudaMallocManaged failed");
-    owned.push_back(memory);
-    return static_cast<std::uint8_t*>(memory);
-  };
-  const Packing packing(work.spec);
-  std::vector<PackedImage> images;
-  std::size_t between = 0;
-  for (const auto& image : work.images) {
-    const PackedPlan plan = packing.plan(image.height, image.width);
-    auto* memory = shared(plan.bytes);
-    packing.write(plan, image.view(), memory);
-    images.push_back(plan.describe(memory));
-    between += plan.middle_bytes;
-  }
-  const std::int64_t blocks = arrange(images, shared(between));
-  auto* descriptors = shared(images.size() * sizeof(PackedImage));
-  std::memcpy(descriptors, images.data(), images.size() * sizeof(PackedImage));
-  auto* normalization = reinterpret_cast<Normalization*>(shared(sizeof(Normalization)));
-  *normalization = make_normalization(work.spec);
-  std::vector<std::uint8_t> result(tensor_bytes(work) * images.size());
-  auto* output = shared(result.size());
-  const auto batch = describe(work, reinterpret_cast<PackedImage*>(descriptors), normalization, output);
-  const char* error = run_passes(batch, blocks, nullptr);
-  if (error == nullptr && cudaDeviceSynchronize() != cudaSuccess) error = "the kernels failed";
-  if (error != nullptr) throw std::runtime_error(error);
-  std::memcpy(result.data(), output, result.size());
-  for (void* memory : owned) cudaFree(memory);
-  return result;
-}
-#endif
 
 void check_work(const Work& work, const std::string& what) {
-  const auto right = expected(work);
-  if (host_twin(work) != right) check::fail(__FILE__, __LINE__, "the host twin differs: ", what);
-#if SWSL_CUDA_KERNELS
-  if (has_device() && kernels(work) != right) check::fail(__FILE__, __LINE__, "the GPU differs: ", what);
-#endif
+  if (kernels(work) != expected(work)) check::fail(__FILE__, __LINE__, "differs: ", what);
 }
 
 const swsl::PreprocessSpec imagenet{224, 224, 0.875, Interpolation::bilinear, {0.485, 0.456, 0.406}, {0.229, 0.224, 0.225}};
@@ -164,12 +108,14 @@ const swsl::PreprocessSpec imagenet{224, 224, 0.875, Interpolation::bilinear, {0
 }  // namespace
 
 TEST(random_batches_equal_the_definition) {
+  need_gpu();
   const char* cases = std::getenv("SWSL_FUZZ_CASES");
   for (std::uint32_t seed = 0; seed < (cases ? std::stoul(cases) : 300); ++seed)
     check_work(random_work(seed), "seed " + std::to_string(seed));
 }
 
 TEST(any_ratio_and_both_orders_of_the_passes) {
+  need_gpu();
   std::mt19937 random(7);
   Work work{imagenet, ElementType::float16, Layout::channels_last, {}};
   for (const auto& [height, width] : {std::pair{12000, 300}, {300, 12000}, {1, 1}, {2000, 700}, {1213, 1546}, {224, 224}, {9, 4000}})
@@ -179,9 +125,24 @@ TEST(any_ratio_and_both_orders_of_the_passes) {
 }
 
 TEST(a_batch_of_one_image_and_one_pixel) {
+  need_gpu();
   std::mt19937 random(8);
   swsl::PreprocessSpec spec = imagenet;
   spec.height = spec.width = 1;
   spec.crop_pct = 1;
   check_work({spec, ElementType::bfloat16, Layout::planar, {noise(5, 3, random)}}, "one pixel");
+}
+
+TEST(what_one_launch_cannot_take_is_an_error) {
+  need_gpu();
+  PackedBatch batch{};
+  batch.count = 3;
+  batch.height = batch.width = 500000;
+  CHECK(run_passes(batch, 1, nullptr) != nullptr);
+  batch.height = batch.width = 1;
+  CHECK(run_passes(batch, std::int64_t{1} << 31, nullptr) != nullptr);
+  CHECK(run_passes(batch, 0, nullptr) != nullptr);
+  CHECK_EQ(cudaGetLastError(), cudaSuccess);
+  batch.count = 0;
+  CHECK(run_passes(batch, 0, nullptr) == nullptr);
 }

@@ -1,4 +1,4 @@
-// A grouped 3×3 convolution as dense products of 16×16 blocks: what its kernel and the host twin that tests it share.
+// A grouped 3×3 convolution as dense products of 16×16 blocks: what its kernel and the host share.
 //
 // Tensor cores multiply 16 pixels × 16 channels by 16 × 16 weights. Groups of 4, 8 or 16 channels are merged into blocks of 16;
 // weights between channels of different groups are zero. A thread block keeps some rows of the padded input, of one or two

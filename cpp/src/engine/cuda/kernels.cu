@@ -4,9 +4,13 @@
 
 #include <type_traits>
 
+#include "cuda_launch.h"
 #include "engine/cuda/kernels.h"
 
 namespace swsl::cuda {
+
+extern __shared__ __align__(32) unsigned char shared_memory[];  // as tensor cores load and store matrices
+
 namespace {
 
 __device__ float to_float(float x) { return x; }
@@ -47,20 +51,19 @@ __global__ void epilogue_kernel(T* data, const float* bias, const T* residual, s
 }
 
 template <typename T, int count>
-void launch_epilogue(void* data, const float* bias, const void* residual, std::int64_t pixels, int channels, bool relu, cudaStream_t stream) {
+const char* launch_epilogue(void* data, const float* bias, const void* residual, std::int64_t pixels, int channels, bool relu, cudaStream_t stream) {
   constexpr int threads = 256;
-  const std::int64_t packs = pixels * channels / count;
-  epilogue_kernel<T, count><<<static_cast<unsigned>((packs + threads - 1) / threads), threads, 0, stream>>>(
-      static_cast<T*>(data), bias, static_cast<const T*>(residual), packs, channels, relu);
+  const std::int64_t packs = pixels * channels / count, blocks = (packs + threads - 1) / threads;
+  if (blocks > most_blocks) return "more values than one launch can take";
+  return launch(epilogue_kernel<T, count>, static_cast<unsigned>(blocks), threads, 0, stream, static_cast<T*>(data), bias,
+                static_cast<const T*>(residual), packs, channels, relu);
 }
 
 template <typename T>
-void epilogue(void* data, const float* bias, const void* residual, std::int64_t pixels, int channels, bool relu, cudaStream_t stream) {
+const char* epilogue(void* data, const float* bias, const void* residual, std::int64_t pixels, int channels, bool relu, cudaStream_t stream) {
   constexpr int widest = 16 / sizeof(T);
-  if (channels % widest == 0)
-    launch_epilogue<T, widest>(data, bias, residual, pixels, channels, relu, stream);
-  else
-    launch_epilogue<T, 1>(data, bias, residual, pixels, channels, relu, stream);
+  return channels % widest == 0 ? launch_epilogue<T, widest>(data, bias, residual, pixels, channels, relu, stream)
+                                : launch_epilogue<T, 1>(data, bias, residual, pixels, channels, relu, stream);
 }
 
 // Tensor cores before compute capability 8.0 have no bfloat16; `run_grouped` refuses it there.
@@ -77,11 +80,10 @@ template <typename T>
 __device__ void grouped_block(const GroupedShape& s, const T* __restrict__ input, const T* __restrict__ weights, const float* __restrict__ bias,
                               bool relu, T* __restrict__ output) {
   using namespace nvcuda;
-  extern __shared__ __align__(32) unsigned char memory[];
-  T* const tile_memory = reinterpret_cast<T*>(memory);  // [at_once][shared_pixels][16]
+  T* const tile_memory = reinterpret_cast<T*>(shared_memory);  // [at_once][shared_pixels][16]
   const int pixels = shared_pixels(s);
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32, warps = grouped_threads / 32;
-  float* const sums = reinterpret_cast<float*>(memory + static_cast<std::size_t>(pixels) * s.at_once * block_channels * sizeof(T)) +
+  float* const sums = reinterpret_cast<float*>(shared_memory + static_cast<std::size_t>(pixels) * s.at_once * block_channels * sizeof(T)) +
                       warp * tile_pixels * block_channels;
   const int first = static_cast<int>(blockIdx.x) * s.rows, first_block = static_cast<int>(blockIdx.y) * s.at_once;
   const T* image = input + static_cast<std::size_t>(blockIdx.z) * s.height * s.width * s.channels;
@@ -143,17 +145,19 @@ __global__ void __launch_bounds__(grouped_threads)
     __trap();
 }
 
-template <typename T>
-void grouped(const GroupedShape& s, const void* input, const void* weights, const float* bias, bool relu, void* output, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>((s.out_height + s.rows - 1) / s.rows), static_cast<unsigned>(s.channels / (block_channels * s.at_once)),
-                  static_cast<unsigned>(s.images));
-  grouped_kernel<T><<<grid, grouped_threads, shared_bytes(s), stream>>>(s, static_cast<const T*>(input), static_cast<const T*>(weights), bias, relu,
-                                                                        static_cast<T*>(output));
+// A newer card runs what was compiled for an older one, trap and all.
+bool multiplies_bfloat16() {
+  cudaFuncAttributes kernel{};
+  if (cudaFuncGetAttributes(&kernel, grouped_kernel<__nv_bfloat16>) != cudaSuccess) cudaGetLastError();
+  return kernel.ptxVersion >= 80;
 }
 
-const char* last_error() {
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+template <typename T>
+const char* grouped(const GroupedShape& s, const void* input, const void* weights, const float* bias, bool relu, void* output, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>((s.out_height + s.rows - 1) / s.rows), static_cast<unsigned>(s.channels / (block_channels * s.at_once)),
+                  static_cast<unsigned>(s.images));
+  return launch(grouped_kernel<T>, grid, grouped_threads, shared_bytes(s), stream, s, static_cast<const T*>(input), static_cast<const T*>(weights),
+                bias, relu, static_cast<T*>(output));
 }
 
 }  // namespace
@@ -161,26 +165,20 @@ const char* last_error() {
 const char* run_epilogue(Number number, void* data, const float* bias, const void* residual, std::int64_t pixels, int channels, bool relu,
                          cudaStream_t stream) {
   switch (number) {
-    case Number::float32: epilogue<float>(data, bias, residual, pixels, channels, relu, stream); break;
-    case Number::float16: epilogue<__half>(data, bias, residual, pixels, channels, relu, stream); break;
-    case Number::bfloat16: epilogue<__nv_bfloat16>(data, bias, residual, pixels, channels, relu, stream); break;
+    case Number::float32: return epilogue<float>(data, bias, residual, pixels, channels, relu, stream);
+    case Number::float16: return epilogue<__half>(data, bias, residual, pixels, channels, relu, stream);
+    case Number::bfloat16: return epilogue<__nv_bfloat16>(data, bias, residual, pixels, channels, relu, stream);
   }
-  return last_error();
+  return "no such number format";
 }
 
 const char* run_grouped(Number number, const GroupedShape& shape, const void* input, const void* weights, const float* bias, bool relu,
                         void* output, cudaStream_t stream) {
   if (shape.rows < 1) return "no row of the image fits in shared memory";
   if (shape.images > 65535) return "more than 65535 images";
-  int device = 0, major = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  if (number == Number::float32 || (number == Number::bfloat16 && major < 8)) return "these tensor cores lack the number format";
-  if (number == Number::float16)
-    grouped<__half>(shape, input, weights, bias, relu, output, stream);
-  else
-    grouped<__nv_bfloat16>(shape, input, weights, bias, relu, output, stream);
-  return last_error();
+  if (number == Number::float16) return grouped<__half>(shape, input, weights, bias, relu, output, stream);
+  if (number == Number::float32 || !multiplies_bfloat16()) return "these tensor cores lack the number format";
+  return grouped<__nv_bfloat16>(shape, input, weights, bias, relu, output, stream);
 }
 
 }  // namespace swsl::cuda

@@ -185,3 +185,36 @@ TEST(a_batch_of_one_image_and_one_pixel) {
   spec.crop_pct = 1;
   check_work({spec, ElementType::bfloat16, Layout::planar, {noise(5, 3, random)}}, "one pixel");
 }
+
+// Images that the GPU has decoded itself lie there whole, and only their tables are packed.
+TEST(images_decoded_on_the_gpu_give_the_same) {
+  for (std::uint32_t seed = 0; seed < 100; ++seed) {
+    const Work work = random_work(1000 + seed);
+    const Packing packing(work.spec);
+    const Normalization normalization = make_normalization(work.spec);
+    std::vector<std::vector<std::uint8_t>> decoded, tables;
+    std::vector<PackedImage> images;
+    std::size_t between = 0;
+    for (const auto& image : work.images) {
+      const std::size_t row = std::size_t{3} * image.width, stride = (row + 3) / 4 * 4 + 4 * (seed % 3);
+      auto& pixels = decoded.emplace_back(stride * image.height + 16, std::uint8_t{0xc5});
+      for (int y = 0; y < image.height; ++y) std::memcpy(pixels.data() + y * stride, image.pixels.data() + y * row, row);
+      const PackedPlan plan = packing.plan_decoded(image.height, image.width, stride);
+      packing.write_tables(plan, tables.emplace_back(plan.bytes, std::uint8_t{0xc5}).data());
+      images.push_back(plan.describe(tables.back().data(), pixels.data()));
+      between += plan.middle_bytes;
+    }
+    std::vector<std::uint8_t> middle(between, 0x5c), output(tensor_bytes(work) * images.size());
+    const std::int64_t blocks = arrange(images, middle.data());
+    const PackedBatch batch = describe(work, images.data(), &normalization, output.data());
+    for (std::int64_t block = 0; block < blocks; ++block)
+      for (int thread = 0; thread < threads_per_block; ++thread) first_pass(batch, block, thread);
+    for (std::int64_t block = 0; block < second_pass_blocks(batch) * batch.count; ++block)
+      for (int thread = 0; thread < threads_per_block; ++thread) switch (batch.element) {
+          case Element::float32: second_pass(batch, normalization.float32, block, thread); break;
+          case Element::bfloat16: second_pass(batch, normalization.bfloat16, block, thread); break;
+          case Element::float16: second_pass(batch, normalization.float16, block, thread); break;
+        }
+    if (output != expected(work)) check::fail(__FILE__, __LINE__, "differs: seed ", seed);
+  }
+}

@@ -216,6 +216,29 @@ TEST(plain_jpegs_are_what_gpus_decode_too) {
   CHECK_THROWS(swsl::ImageError, error, swsl::plain_jpeg(decoder));
 }
 
+// A GPU may refuse them when nobody can be told any more.
+TEST(plain_jpegs_decode_whatever_is_in_them) {
+  std::mt19937 random(11);
+  swsl::ImageDecoder decoder;
+  int plain = 0;
+  for (const int restart_interval : {0, 2}) {
+    const Bytes sound = fixtures::jpeg(fixtures::picture(40, 50, 3), 40, 50, {3, samplings[2], false, restart_interval});
+    for (int i = 0; i < 3000; ++i) {
+      Bytes bytes = sound;
+      for (auto wrong = 1 + random() % 5; wrong > 0; --wrong) bytes[random() % bytes.size()] = static_cast<std::uint8_t>(random());
+      try {
+        decoder.open(bytes.data(), bytes.size());
+        if (swsl::plain_jpeg(decoder).empty()) continue;
+      } catch (const swsl::ImageError&) {
+        continue;
+      }
+      ++plain;
+      decoder.decode();
+    }
+  }
+  CHECK(plain > 1000);
+}
+
 TEST(png_of_every_kind) {
   constexpr int height = 11, width = 13;
   const int channels[] = {1, 0, 3, 1, 2, 0, 4};

@@ -325,11 +325,12 @@ def test_nvjpeg_in_streams(nvjpeg: Runner, photo: Path) -> None:
 
 def test_nvjpeg_needs_no_more_memory_for_the_next_batches(nvjpeg: Runner, photo: Path) -> None:
     images = [jpeg(Image.open(photo).resize((w, 400))) for w in range(300, 364)]
-    nvjpeg.logits(images)
-    nvjpeg.logits(images)
+    counts = (64, 1, 64, 33, 2)
+    for count in counts * 2:
+        nvjpeg.logits(images[:count])
     torch.cuda.synchronize()
     reserved, (free, _) = torch.cuda.memory_reserved(), torch.cuda.mem_get_info()
-    for count in (1, 64, 33, 64, 2):
+    for count in counts * 2:
         nvjpeg.logits(images[:count])
     assert torch.cuda.memory_reserved() == reserved
     assert torch.cuda.mem_get_info()[0] >= free - 2**26

@@ -35,11 +35,22 @@ PACKAGES = (
     "torch",
     "torchvision",
     "nvidia-cudnn-cu13",
+    "nvidia-nvjpeg",
     "torch-tensorrt",
     "nvidia-dali-cuda130",
     "pillow",
 )
 VARIANTS = ("swsl_resnext50_32x4d", "swsl_resnext101_32x8d")
+# Of a row, behind its times in the table.
+NOTES = (
+    "error",
+    "different_values",
+    "of_the_bandwidth",
+    "gpu_busy",
+    "pixel_difference",
+    "largest_pixel_difference",
+    "logit_difference",
+)
 Work = Callable[[], Any]
 
 
@@ -184,12 +195,16 @@ def latency(path: Path, budget: float) -> dict[str, Any]:
     return attempt({"swsl": lambda: lambda: runner.logits([image]), "eager": lambda: eager}, budget)
 
 
-def folder(path: Path, count: int = 512) -> dict[str, Any]:
-    """JPEG files to predictions: images a second, and the share of the time in which the GPU computed."""
+def folder(path: Path, nvjpeg: bool, count: int = 512) -> dict[str, Any]:
+    """JPEG files to predictions: images a second, and the share of the time in which the GPU computed. With nvJPEG also what it does
+    to pixels, in steps of 1/255, and to logits."""
     from preprocess import photograph
 
     data = photograph(report.ROOT / "swsl" / "chelsea.jpg", (500, 392))
-    runner = Runner(path, device="cuda", dtype="float16")
+    try:
+        runner = Runner(path, device="cuda", dtype="float16", nvjpeg=nvjpeg)
+    except ValueError as error:  # a build or a machine without nvJPEG
+        return {"seconds": {}, "skipped": {"swsl": str(error)}}
     with tempfile.TemporaryDirectory() as directory:
         files = [Path(directory, f"{i}.jpg") for i in range(count)]
         for file in files:
@@ -199,7 +214,20 @@ def folder(path: Path, count: int = 512) -> dict[str, Any]:
         list(runner.stream(files))
         took = time.perf_counter() - start
         busy = sum(on_device(lambda: list(runner.stream(files)), 1).values()) * 1e-6
-    return {"seconds": {"swsl": took / count}, "skipped": {}, "gpu_busy": busy / took}
+    row = {
+        "seconds": {"swsl": took / count},
+        "skipped": {},
+        "gpu_busy": busy / took,
+        "reason": runner.info.reason,
+    }
+    if nvjpeg:
+        exact = Runner(path, device="cuda", dtype="float16")
+        std = torch.tensor(SPEC.std).view(3, 1, 1)
+        steps = (runner.preprocess([data]) - exact.preprocess([data])).abs() * std * 255
+        row["pixel_difference"] = float(steps.mean())
+        row["largest_pixel_difference"] = float(steps.max())
+        row["logit_difference"] = relative_error(runner.logits([data]), exact.logits([data]))
+    return row
 
 
 def machine() -> dict[str, str]:
@@ -225,12 +253,12 @@ def table(results: dict[str, Any]) -> str:
     for name, row in results["rows"].items():
         times = dict(row["seconds"])
         if "swsl" not in times:
-            lines.append(f"| {name} | failed: {row['skipped']['swsl']} | | | |")
+            lines.append(f"| {name} | not measured: {row['skipped']['swsl']} | | | |")
             continue
         own = times.pop("swsl")
         peers = ", ".join(f"{peer} {time * 1e3:.2f}" for peer, time in times.items())
         ratio = f"{min(times.values()) / own:.2f}×" if times else ""
-        notes = [f"{key.replace('_', ' ')} {row[key]:.3g}" for key in ("error", "different_values", "of_the_bandwidth", "gpu_busy") if key in row]  # fmt: skip
+        notes = [f"{key.replace('_', ' ')} {row[key]:.3g}" for key in NOTES if key in row]
         lines.append(f"| {name} | **{own * 1e3:.2f}** | {peers} | {ratio} | {', '.join(notes)} |")
     about = results["machine"]
     lines += [
@@ -275,7 +303,8 @@ def main() -> None:
             "64 decoded images 1546×1213 → float16 batch, kernels", preprocessing(small, arguments.seconds)
         )
         record("decoded image → logits on the host, 50_32x4d", latency(small, arguments.seconds))
-        record("500×392 JPEG file → predictions, 50_32x4d", folder(small))
+        record("500×392 JPEG file → predictions, 50_32x4d", folder(small, nvjpeg=False))
+        record("500×392 JPEG file → predictions, 50_32x4d, with nvJPEG", folder(small, nvjpeg=True))
         for name in arguments.variants:
             for dtype in arguments.dtypes:
                 for batch in arguments.batches:

@@ -19,6 +19,7 @@ class Runner:
         batch_size: int,
         exif_orientation: bool,
         dct_scaling: bool,
+        nvjpeg: bool,
     ) -> None: ...
     def classify(
         self, images: Sequence[_Source], top_k: int

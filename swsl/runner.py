@@ -63,8 +63,9 @@ def build_info() -> dict[str, Any]:
     Returns:
         ``compiled`` (bool) and, where it is False, ``reason``; else ``swsl`` and ``torch`` (the versions it was built
         with), ``jpeg``, ``png`` and ``other_formats`` (what decodes them: "libjpeg", "libpng" or "Pillow"), ``cuda``
-        (whether torch's CUDA libraries are linked) and ``cuda_kernels`` (whether our own were compiled: without them CUDA
-        devices run TorchScript, and the CPU prepares the images).
+        (whether torch's CUDA libraries are linked), ``cuda_kernels`` (whether our own were compiled: without them CUDA
+        devices run TorchScript, and the CPU prepares the images) and ``nvjpeg`` (whether the option of that name was
+        compiled; the library is looked for when it is asked for).
     """
     try:
         built = _extension().build_info()
@@ -118,11 +119,15 @@ class Runner:
         exif_orientation: turn images as their EXIF tag says. Off by default, as in timm and torchvision.
         dct_scaling: inexact. JPEGs of at least four times the size that they are resized to are shrunk inside the decoder,
             which is faster; the README has what that gains and what it does to logits.
+        nvjpeg: inexact, CUDA only. The GPU decodes JPEGs of the usual kind (baseline, YCbCr, not turned by
+            ``exif_orientation``), and its pixels differ from libjpeg's; the CPU decodes all other images, and those that
+            nvJPEG refuses. Not together with ``dct_scaling``.
 
     Raises:
         ImportError: the compiled runner is not there; the message says why and what to do.
         ModelError: ``model`` is missing, no frozen module, or does not compute what it says it computes.
-        ValueError: an option out of bounds, or a device that is not there.
+        ValueError: an option out of bounds, a device that is not there, or nvJPEG where it cannot be had; the message
+            says what is missing.
     """
 
     def __init__(
@@ -135,12 +140,15 @@ class Runner:
         batch_size: int = 0,
         exif_orientation: bool = False,
         dct_scaling: bool = False,
+        nvjpeg: bool = False,
     ) -> None:
         self._module = _extension()
         _check_types("a path", (str, os.PathLike), model=model)
         _check_types("a string", str, device=device, dtype=dtype)
         _check_types("a whole number", SupportsIndex, threads=threads, batch_size=batch_size)
-        _check_types("True or False", bool, exif_orientation=exif_orientation)
+        _check_types(
+            "True or False", bool, exif_orientation=exif_orientation, dct_scaling=dct_scaling, nvjpeg=nvjpeg
+        )
         self._runner = self._module.Runner(
             os.fspath(model),
             device=device,
@@ -149,6 +157,7 @@ class Runner:
             batch_size=batch_size,
             exif_orientation=exif_orientation,
             dct_scaling=dct_scaling,
+            nvjpeg=nvjpeg,
         )
         self._exif_orientation = exif_orientation
         self.info = EngineInfo(**self._runner.info())

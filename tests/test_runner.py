@@ -216,6 +216,14 @@ def test_faulty_arguments_are_named(runner: Runner, path: Path, photo: Path, tmp
             Runner(path, **options)
     with pytest.raises(ValueError, match='dtype: .*"tf32", which only CUDA computes'):
         Runner(path, dtype="tf32")
+    with pytest.raises(TypeError, match="^nvjpeg: expected True or False, got int 1$"):
+        Runner(path, nvjpeg=1)
+    for options, why in (
+        ({"device": "cpu"}, 'decodes on a CUDA device, got device "cpu"'),
+        ({"dct_scaling": True}, "does not go together with dct_scaling"),
+    ):
+        with pytest.raises(ValueError, match=f"^nvjpeg: {why}.*leave "):
+            Runner(path, nvjpeg=True, **options)
     with pytest.raises(ModelError, match=r"nothing\.pt: no such file"):
         Runner(tmp_path / "nothing.pt")
     with pytest.raises(ModelError, match="not a TorchScript archive"):
@@ -234,6 +242,7 @@ def test_it_says_what_it_is(runner: Runner, path: Path) -> None:
     assert built["torch"] == torch.__version__.split("+")[0]
     assert built["swsl"] == swsl.__version__
     assert built["jpeg"] in ("libjpeg", "Pillow")
+    assert built["cuda"] >= built["cuda_kernels"] >= built["nvjpeg"]
     assert os.path.isfile(os.path.join(runner_module.cmake_prefix_path, "swsl", "swslConfig.cmake"))
 
 
@@ -245,6 +254,8 @@ def test_a_gpu_that_is_not_there(path: Path) -> None:
         Runner(path, device=f"cuda:{count}")
     if count == 0:
         assert "device auto: no CUDA device is here" in Runner(path, device="auto").info.reason
+        with pytest.raises(ValueError, match='nvjpeg: .*"auto", and no CUDA device is here'):
+            Runner(path, device="auto", nvjpeg=True)
 
 
 def test_cuda_libraries_that_are_linked_are_loaded() -> None:

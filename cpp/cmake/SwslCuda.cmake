@@ -7,28 +7,32 @@
 # In:  SWSL_CUDA, SWSL_TORCH_PREFIX, SWSL_LINKS_CUDA (SwslTorch.cmake);
 #      SWSL_NVCC, nvcc's path: empty: look for it, OFF: do without;
 #      SWSL_CUDA_ARCHITECTURES, such as "80;90": empty: those of the cards in this machine, or else all from 75 to 90.
-# Out: SWSL_CUDA_KERNELS (0 or 1); then swsl::cudart, SWSL_CUDART_DIR, and swsl_compile_cuda.
+# Out: SWSL_CUDA_KERNELS (0 or 1); then swsl::cudart, SWSL_CUDART_DIR, and swsl_compile_cuda;
+#      SWSL_NVJPEG (0 or 1: is its header there); then swsl::nvjpeg, and SWSL_NVJPEG_DIR, where the library is, "" if it is nowhere.
 
 set(SWSL_NVCC "" CACHE STRING "nvcc's path; empty: look for it, OFF: build without CUDA kernels")
 set(SWSL_CUDA_ARCHITECTURES "" CACHE STRING "Compute capabilities without the dot, such as 80;90; empty: this machine's, or 75 to 90")
 set(SWSL_CUDA_KERNELS 0)
+set(SWSL_NVJPEG 0)
+set(SWSL_NVJPEG_DIR "")
 
 # In `why`, what is missing; "" if nothing is.
 function(_swsl_find_cuda why)
   set(${why} "" PARENT_SCOPE)
   get_filename_component(site "${SWSL_TORCH_PREFIX}/.." REALPATH)
   file(GLOB wheels LIST_DIRECTORIES true "${site}/nvidia/*")
+  set(nvcc_wheels "nvidia-cuda-nvcc, nvidia-nvvm, nvidia-cuda-crt and nvidia-cuda-cccl from PyPI, all of one CUDA release")
   set(nvcc "${SWSL_NVCC}")
   if(NOT nvcc)
     list(TRANSFORM wheels APPEND "/bin" OUTPUT_VARIABLE wheel_folders)
     find_program(nvcc_found nvcc NO_CACHE
-      HINTS ENV CUDACXX ENV CUDA_HOME ENV CUDA_PATH ENV CUDAToolkit_ROOT PATH_SUFFIXES bin
-      PATHS /usr/local/cuda/bin /opt/cuda/bin ${wheel_folders})
+      HINTS ENV CUDACXX ENV CUDA_HOME ENV CUDA_PATH ENV CUDAToolkit_ROOT ${wheel_folders} PATH_SUFFIXES bin
+      PATHS /usr/local/cuda/bin /opt/cuda/bin)
     if(EXISTS "$ENV{CUDACXX}")
       set(nvcc_found "$ENV{CUDACXX}")
     endif()
     if(NOT nvcc_found)
-      set(${why} "no nvcc (set CUDA_HOME or -DSWSL_NVCC=/path/to/nvcc)" PARENT_SCOPE)
+      set(${why} "no nvcc (set CUDA_HOME or -DSWSL_NVCC=/path/to/nvcc, or install ${nvcc_wheels})" PARENT_SCOPE)
       return()
     endif()
     set(nvcc "${nvcc_found}")
@@ -75,13 +79,32 @@ function(_swsl_find_cuda why)
     OUTPUT_VARIABLE said ERROR_VARIABLE said RESULT_VARIABLE failed)
   if(failed)
     string(REGEX MATCH "[^\n]*error[^\n]*" said "${said}")
-    set(${why} "${nvcc} does not compile with ${CMAKE_CXX_COMPILER}: ${said}" PARENT_SCOPE)
+    set(${why} "${nvcc} does not compile with ${CMAKE_CXX_COMPILER}: ${said} (NVIDIA's wheels: ${nvcc_wheels})" PARENT_SCOPE)
     return()
   endif()
   set(_swsl_nvcc "${nvcc}" PARENT_SCOPE)
   set(_swsl_cuda_release "${release}" PARENT_SCOPE)
   set(_swsl_cuda_include "${include}" PARENT_SCOPE)
   set(_swsl_cudart "${library}" PARENT_SCOPE)
+
+  # Of CUDA's major version. The header is enough: who wants nvJPEG may install the library later, and who does not needs none.
+  set(places ${wheels} "${toolkit}" "${toolkit}/targets/x86_64-linux")
+  foreach(place IN LISTS places)
+    if(NOT EXISTS "${place}/include/nvjpeg.h")
+      continue()
+    endif()
+    file(STRINGS "${place}/include/nvjpeg.h" nvjpeg_version REGEX "^#define NVJPEG_VER_MAJOR ${major}$")
+    if(nvjpeg_version)
+      set(_swsl_nvjpeg_include "${place}/include" PARENT_SCOPE)
+      break()
+    endif()
+  endforeach()
+  find_file(nvjpeg NAMES libnvjpeg.so.${major} NO_CACHE NO_DEFAULT_PATH
+    PATHS ${library_folders} "${toolkit}/lib64" "${toolkit}/lib" "${toolkit}/targets/x86_64-linux/lib")
+  if(nvjpeg)
+    get_filename_component(folder "${nvjpeg}" DIRECTORY)
+    set(SWSL_NVJPEG_DIR "${folder}" PARENT_SCOPE)
+  endif()
 endfunction()
 
 # Machine code for each architecture, and for later ones PTX of the last.
@@ -144,6 +167,15 @@ if(SWSL_LINKS_CUDA)
     add_library(swsl::cudart INTERFACE IMPORTED)
     target_include_directories(swsl::cudart SYSTEM INTERFACE "${_swsl_cuda_include}")
     target_link_libraries(swsl::cudart INTERFACE "${_swsl_cudart}")
+    if(_swsl_nvjpeg_include)
+      set(SWSL_NVJPEG 1)
+      add_library(swsl::nvjpeg INTERFACE IMPORTED)
+      target_include_directories(swsl::nvjpeg SYSTEM INTERFACE "${_swsl_nvjpeg_include}")
+      target_link_libraries(swsl::nvjpeg INTERFACE ${CMAKE_DL_LIBS})
+      message(STATUS "swsl: nvJPEG by ${_swsl_nvjpeg_include}/nvjpeg.h; its library is looked for at run time")
+    else()
+      message(STATUS "swsl: without nvJPEG: no nvjpeg.h of CUDA ${_swsl_cuda_release} (PyPI: nvidia-nvjpeg); the CPU decodes every JPEG")
+    endif()
   elseif(SWSL_CUDA STREQUAL "ON")
     message(FATAL_ERROR "SWSL_CUDA=ON: ${_swsl_missing}")
   else()

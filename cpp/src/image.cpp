@@ -12,6 +12,7 @@
 #include "image/decode_jpeg.h"
 #include "image/decode_png.h"
 #include "image/orientation.h"
+#include "image/plain_jpeg.h"
 
 namespace swsl {
 namespace {
@@ -161,6 +162,15 @@ struct ImageDecoder::State {
     return whole;
   }
 
+  std::span<const std::uint8_t> plain_jpeg() {
+    if (format != Format::jpeg || orientation != 1) return {};
+    if (!header_is_fresh) read_jpeg_header();
+    header_is_fresh = false;
+    const std::size_t plain = jpeg.plain_size();
+    header_is_fresh = plain == 0;
+    return {static_cast<const std::uint8_t*>(bytes), plain};
+  }
+
   Image decode_whole() {
     Image image{height(), width(), {}};
     image.pixels.resize(static_cast<std::size_t>(image.height) * image.width * 3);
@@ -211,6 +221,11 @@ ImageView ImageDecoder::decode(const Rect& needed) {
                                 "; expected a rectangle inside " + state_->name + " (" + std::to_string(height) + " × " +
                                 std::to_string(width) + ")");
   return {state_->decode(needed, nullptr), height, width, std::ptrdiff_t{3} * width};
+}
+
+std::span<const std::uint8_t> plain_jpeg(ImageDecoder& decoder) {
+  decoder.state_->check_opened("plain_jpeg");
+  return decoder.state_->plain_jpeg();
 }
 
 Image decode_image(const void* bytes, std::size_t size, const DecodeOptions& options, std::string_view name) {

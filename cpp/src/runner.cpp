@@ -15,8 +15,10 @@
 
 #include "cores.h"
 #if SWSL_CUDA_KERNELS
+#include "image/cuda/nvjpeg_decoder.h"
 #include "resample/cuda/cuda_batch.h"
 #endif
+#include "image/plain_jpeg.h"
 #include "runner_state.h"
 
 namespace swsl {
@@ -45,9 +47,32 @@ DecodeOptions decode_options(const PreprocessSpec& spec, const RunnerOptions& op
   return out;
 }
 
-EngineInfo complete(EngineInfo info, const RunnerOptions& options) {
+std::shared_ptr<const Nvjpeg> make_nvjpeg(const RunnerOptions& options) {
+  if (!options.nvjpeg) return nullptr;
+  if (options.dct_scaling)
+    throw std::invalid_argument("nvjpeg: does not go together with dct_scaling, which is libjpeg's: leave one of them out");
+  const at::Device device = parse_device(options.device);
+  if (device.is_cpu())
+    throw std::invalid_argument("nvjpeg: decodes on a CUDA device, got device \"" + options.device +
+                                (options.device == "auto" ? "\", and no CUDA device is here" : "\"") +
+                                ": leave the option out, or take \"cuda\"");
+  if (!decodes_jpeg())
+    throw std::invalid_argument("nvjpeg: swsl was built without libjpeg, which looks into the files first: install the headers of "
+                                "libjpeg-turbo (Debian: libjpeg62-turbo-dev) and build swsl again");
+#if SWSL_CUDA_KERNELS
+  return std::make_shared<Nvjpeg>(device);
+#else
+  throw std::invalid_argument("nvjpeg: swsl was built without CUDA kernels, which make batches of what it decodes: install nvcc of "
+                              "torch's CUDA version and PyPI's nvidia-nvjpeg, and build swsl again");
+#endif
+}
+
+EngineInfo complete(EngineInfo info, const RunnerOptions& options, [[maybe_unused]] const Nvjpeg* nvjpeg) {
   const bool cpu = info.device == "cpu";
   if (!cpu) info.reason += SWSL_CUDA_KERNELS ? "; batches made of decoded images by the GPU" : "; images prepared by the CPU";
+#if SWSL_CUDA_KERNELS
+  if (nvjpeg != nullptr) info.reason += std::string("; JPEGs decoded by nvJPEG, inexactly, ") + nvjpeg->decoded_by();
+#endif
   if (options.device == "auto") info.reason += cpu ? "; device auto: no CUDA device is here" : "; device auto: the first CUDA device";
   return info;
 }
@@ -64,14 +89,16 @@ Runner::State::State(const FrozenModel& model, const RunnerOptions& options)
     : metadata(model.metadata()),
       batch_size(engine_options(options).max_batch),
       preprocessor(metadata.preprocess),
+      nvjpeg(make_nvjpeg(options)),
       engine(make_engine(model, engine_options(options))),
-      info(complete(engine->info(), options)),
+      info(complete(engine->info(), options, nvjpeg.get())),
       cores(available_cores()),
       decoders(decode_options(metadata.preprocess, options)),
       workers(options.threads ? options.threads : available_cores()) {}
 
 std::string Runner::State::with_pixels(const ImageSource& source, const std::function<void()>& when_read,
-                                       const std::function<void(const ImageView&)>& use) {
+                                       const std::function<void(const ImageView&)>& use,
+                                       const std::function<bool(const EncodedImage&, int, int)>& use_jpeg) {
   try {
     if (const auto* pixels = std::get_if<ImageView>(&source)) {
       if (when_read) when_read();
@@ -84,6 +111,10 @@ std::string Runner::State::with_pixels(const ImageSource& source, const std::fun
           if (when_read) when_read();
           const auto& encoded = std::get<EncodedImage>(source);
           decoder.open(encoded.data, encoded.size, encoded.name);
+        }
+        if (use_jpeg) {
+          const auto jpeg = plain_jpeg(decoder);
+          if (!jpeg.empty() && use_jpeg({jpeg.data(), jpeg.size(), name_of(source)}, decoder.height(), decoder.width())) return;
         }
         use(decoder.decode(preprocessor.source_rectangle(decoder.height(), decoder.width())));
       });
@@ -107,7 +138,7 @@ std::unique_ptr<BatchBuffer> Runner::State::make_buffer(int size) {
 #if SWSL_CUDA_KERNELS
   if (prepares_on_gpu())
     return make_cuda_batch(spec, at::Device(info.device), info.dtype == "tf32" ? at::kFloat : parse_dtype(info.dtype), Layout::channels_last, size,
-                           [this](const auto&... arguments) { return with_pixels(arguments...); });
+                           [this](const auto&... arguments) { return with_pixels(arguments...); }, nvjpeg);
 #endif
   return std::make_unique<TensorBatch>(std::vector<std::int64_t>{3, spec.height, spec.width}, size, /*pinned=*/info.device != "cpu",
                                        [this](const auto&... arguments) { return preprocess(arguments...); });
@@ -168,7 +199,7 @@ BatchResult Runner::State::preprocess(std::span<const ImageSource> images) {
 #if SWSL_CUDA_KERNELS
   if (prepares_on_gpu()) {
     const auto buffer = make_cuda_batch(spec, at::Device(info.device), at::kFloat, Layout::planar, batch_size,
-                                        [this](const auto&... arguments) { return with_pixels(arguments...); });
+                                        [this](const auto&... arguments) { return with_pixels(arguments...); }, nvjpeg);
     return run(images, *buffer, [](const at::Tensor& batch) { return batch; });
   }
 #endif
@@ -278,6 +309,7 @@ BuildInfo build_info() {
   info.png = decodes_png();
   info.cuda = SWSL_LINKS_CUDA;
   info.cuda_kernels = SWSL_CUDA_KERNELS;
+  info.nvjpeg = SWSL_NVJPEG;
   return info;
 }
 

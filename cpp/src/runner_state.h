@@ -17,6 +17,8 @@
 
 namespace swsl {
 
+class Nvjpeg;
+
 // Decoders keep their buffers, so they are handed from image to image.
 class Decoders {
  public:
@@ -51,8 +53,11 @@ struct Runner::State {
   State(const FrozenModel& model, const RunnerOptions& options);
 
   // Decodes the image and calls `use` with its pixels. Returns what is wrong with it, "" if nothing is. `when_read` is called
-  // once the image's file has been read and before anything is computed.
-  std::string with_pixels(const ImageSource& source, const std::function<void()>& when_read, const std::function<void(const ImageView&)>& use);
+  // once the image's file has been read and before anything is computed. `use_jpeg`, if there is one, gets JPEGs that a GPU may decode
+  // (plain_jpeg.h) with their sides, and may return false to get their pixels as well.
+  std::string with_pixels(const ImageSource& source, const std::function<void()>& when_read,
+                          const std::function<void(const ImageView&)>& use,
+                          const std::function<bool(const EncodedImage& jpeg, int height, int width)>& use_jpeg = {});
 
   std::string preprocess(const ImageSource& source, float* output, const std::function<void()>& when_read = {});
 
@@ -72,6 +77,7 @@ struct Runner::State {
   const Metadata metadata;
   const int batch_size;
   const Preprocessor preprocessor;
+  const std::shared_ptr<const Nvjpeg> nvjpeg;  // null unless the options ask for it
   const std::unique_ptr<Engine> engine;
   const EngineInfo info;  // the engine's, with what the runner has to add
   CoreBudget cores;  // shared by the streams of this runner

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <random>
 #include <string>
 #include <vector>
@@ -77,6 +78,16 @@ PackedBatch describe(const Work& work, const PackedImage* images, const Normaliz
           static_cast<Element>(work.type), work.layout == Layout::channels_last};
 }
 
+std::vector<std::uint8_t> run(const Work& work, std::vector<PackedImage>& images, std::size_t between) {
+  DeviceMemory<std::uint8_t> middle(between), output(tensor_bytes(work) * images.size());
+  const std::int64_t blocks = arrange(images, middle.data());
+  DeviceMemory descriptors(images);
+  DeviceMemory normalization(std::vector{make_normalization(work.spec)});
+  if (const char* error = run_passes(describe(work, descriptors.data(), normalization.data(), output.data()), blocks, nullptr))
+    check::fail(__FILE__, __LINE__, error);
+  return output.values();
+}
+
 // Every image, and all between the passes, in memory of exactly the size that was promised.
 std::vector<std::uint8_t> kernels(const Work& work) {
   const Packing packing(work.spec);
@@ -90,13 +101,7 @@ std::vector<std::uint8_t> kernels(const Work& work) {
     images.push_back(plan.describe(packed.back().data()));
     between += plan.middle_bytes;
   }
-  DeviceMemory<std::uint8_t> middle(between), output(tensor_bytes(work) * images.size());
-  const std::int64_t blocks = arrange(images, middle.data());
-  DeviceMemory descriptors(images);
-  DeviceMemory normalization(std::vector{make_normalization(work.spec)});
-  if (const char* error = run_passes(describe(work, descriptors.data(), normalization.data(), output.data()), blocks, nullptr))
-    check::fail(__FILE__, __LINE__, error);
-  return output.values();
+  return run(work, images, between);
 }
 
 void check_work(const Work& work, const std::string& what) {
@@ -145,4 +150,26 @@ TEST(what_one_launch_cannot_take_is_an_error) {
   CHECK_EQ(cudaGetLastError(), cudaSuccess);
   batch.count = 0;
   CHECK(run_passes(batch, 0, nullptr) == nullptr);
+}
+
+// Images that the GPU has decoded itself lie there whole, and only their tables are packed.
+TEST(images_decoded_on_the_gpu_give_the_same) {
+  need_gpu();
+  for (std::uint32_t seed = 0; seed < 100; ++seed) {
+    const Work work = random_work(1000 + seed);
+    const Packing packing(work.spec);
+    std::vector<DeviceMemory<std::uint8_t>> decoded, tables;
+    std::vector<PackedImage> images;
+    std::size_t between = 0;
+    for (const auto& image : work.images) {
+      const std::size_t row = std::size_t{3} * image.width, stride = (row + 3) / 4 * 4 + 4 * (seed % 3);
+      auto& pixels = decoded.emplace_back(stride * image.height + 16);
+      for (int y = 0; y < image.height; ++y) std::memcpy(pixels.data() + y * stride, image.pixels.data() + y * row, row);
+      const PackedPlan plan = packing.plan_decoded(image.height, image.width, stride);
+      packing.write_tables(plan, tables.emplace_back(plan.bytes).data());
+      images.push_back(plan.describe(tables.back().data(), pixels.data()));
+      between += plan.middle_bytes;
+    }
+    if (run(work, images, between) != expected(work)) check::fail(__FILE__, __LINE__, "differs: seed ", seed);
+  }
 }

@@ -25,6 +25,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -122,6 +123,7 @@ class SWSL_API ImageDecoder {
  private:
   friend Image decode_image(const void*, std::size_t, const DecodeOptions&, std::string_view);
   friend Image read_image(const std::string&, const DecodeOptions&);
+  friend std::span<const std::uint8_t> plain_jpeg(ImageDecoder&);
   struct State;
   std::unique_ptr<State> state_;
 };

@@ -45,6 +45,9 @@ struct RunnerOptions {
   // Inexact: JPEGs of at least four times the size that they are resized to are shrunk inside the decoder (image.h); the
   // README has what that gains and what it does to logits.
   bool dct_scaling = false;
+  // Inexact, CUDA only: JPEGs of the usual kind (baseline, YCbCr, not turned by exif_orientation) are decoded by nvJPEG, whose pixels
+  // differ from libjpeg's; the CPU decodes all else, and whatever nvJPEG refuses. Needs cuda_kernels and nvjpeg of BuildInfo.
+  bool nvjpeg = false;
 };
 
 // The bytes of an image file. `name` is what errors call it.
@@ -120,6 +123,7 @@ struct BuildInfo {
   bool png = false;
   bool cuda = false;          // torch's CUDA libraries are linked
   bool cuda_kernels = false;  // and our own kernels compiled: without them CUDA devices run TorchScript on images prepared by the CPU
+  bool nvjpeg = false;        // and what RunnerOptions::nvjpeg needs, except for the library itself, which is looked for when asked for
 };
 SWSL_API BuildInfo build_info();
 

@@ -103,22 +103,38 @@ Status read_header(Reader& reader, const void* bytes, std::size_t size, const De
   return Status::done;
 }
 
-// Whether the next marker that ends the entropy-coded data is there and is the end of the image. If so, decoding the rest
-// cannot run out of bytes: libjpeg stops at that marker, and neither skips it when it looks for restart markers.
-bool end_of_image_follows(const jpeg_decompress_struct& info) {
+// The byte behind the end of the image, if that is the next marker that ends the entropy-coded data; else null. If it is, decoding
+// the rest cannot run out of bytes: libjpeg stops at that marker, and neither skips it when it looks for restart markers.
+const JOCTET* end_of_image(const jpeg_decompress_struct& info) {
   const auto is_restart = [](int marker) { return marker >= JPEG_RST0 && marker <= JPEG_RST0 + 7; };
-  if (info.unread_marker != 0 && !is_restart(info.unread_marker)) return info.unread_marker == JPEG_EOI;
   const JOCTET* at = info.src->next_input_byte;
+  if (info.unread_marker != 0 && !is_restart(info.unread_marker)) return info.unread_marker == JPEG_EOI ? at : nullptr;
   const JOCTET* const end = at + info.src->bytes_in_buffer;
   while (at < end) {
     at = static_cast<const JOCTET*>(std::memchr(at, 0xFF, static_cast<std::size_t>(end - at)));
-    if (at == nullptr) return false;
+    if (at == nullptr) return nullptr;
     while (at < end && *at == 0xFF) ++at;
-    if (at == end) return false;
-    if (*at != 0 && !is_restart(*at)) return *at == JPEG_EOI;
+    if (at == end) return nullptr;
+    if (*at != 0 && !is_restart(*at)) return *at == JPEG_EOI ? at + 1 : nullptr;
     ++at;
   }
-  return false;
+  return nullptr;
+}
+
+bool is_plain(const jpeg_decompress_struct& info) {
+  const bool baseline = !info.progressive_mode && !info.arith_code && info.data_precision == 8 && info.Ss == 0 && info.Se == DCTSIZE2 - 1;
+  if (!baseline || info.num_components != 3 || info.comps_in_scan != 3 || info.scale_denom != 1) return false;
+  // Where two markers contradict each other, decoders do.
+  if (info.jpeg_color_space != JCS_YCbCr || (info.saw_Adobe_marker && info.Adobe_transform != 1)) return false;
+  const jpeg_component_info &light = info.comp_info[0], &blue = info.comp_info[1], &red = info.comp_info[2];
+  return light.h_samp_factor <= 2 && light.v_samp_factor <= 2 && blue.h_samp_factor == 1 && blue.v_samp_factor == 1 &&
+         red.h_samp_factor == 1 && red.v_samp_factor == 1;
+}
+
+// Finds what is wrong with the tables.
+Status start(Reader& reader) {
+  if (setjmp(reader.on_error)) return Status::broken;
+  return jpeg_start_decompress(&reader.info) ? Status::done : Status::truncated;
 }
 
 // Adobe's inverted CMYK to RGB by Pillow's formula.
@@ -184,7 +200,7 @@ Status decode_rows(Reader& reader, const Rect& needed, std::uint8_t* pixels, std
   }
 
   // With several scans everything has been read before the first row came out.
-  if (info.output_scanline < height && (jpeg_has_multiple_scans(&info) || end_of_image_follows(info))) {
+  if (info.output_scanline < height && (jpeg_has_multiple_scans(&info) || end_of_image(info) != nullptr)) {
     jpeg_abort_decompress(&info);
     return Status::done;
   }
@@ -272,6 +288,16 @@ void JpegDecoder::open(const void* bytes, std::size_t size, const std::string& n
   if (options.exif_orientation) state.orientation = find_orientation(info);
 }
 
+std::size_t JpegDecoder::plain_size() {
+  Reader& reader = state_->reader;
+  if (!is_plain(reader.info)) return 0;
+  const JOCTET* const end = end_of_image(reader.info);
+  if (end == nullptr) return 0;
+  const std::size_t behind = static_cast<std::size_t>(reader.source.next_input_byte + reader.source.bytes_in_buffer - end);
+  state_->check(start(reader));
+  return state_->size - behind;
+}
+
 int JpegDecoder::height() const { return static_cast<int>(state_->reader.info.output_height); }
 int JpegDecoder::width() const { return static_cast<int>(state_->reader.info.output_width); }
 int JpegDecoder::orientation() const { return state_->orientation; }
@@ -302,6 +328,7 @@ void JpegDecoder::open(const void*, std::size_t, const std::string& name, const 
 int JpegDecoder::height() const { return 0; }
 int JpegDecoder::width() const { return 0; }
 int JpegDecoder::orientation() const { return 1; }
+std::size_t JpegDecoder::plain_size() { return 0; }
 void JpegDecoder::decode(const Rect&, std::uint8_t*, std::ptrdiff_t) {}
 
 }  // namespace swsl::detail

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cstring>
 #include <mutex>
+#include <optional>
 #include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -12,6 +14,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include "image/buffer.h"
 #include "resample/cuda/passes.h"
 #include "resample/normalization.h"
 #include "resample/packing.h"
@@ -82,7 +85,8 @@ class Staging {
 
 class CudaBatch final : public BatchBuffer {
  public:
-  CudaBatch(const PreprocessSpec& spec, at::Device device, at::ScalarType dtype, Layout layout, int batch_size, WithPixels with_pixels)
+  CudaBatch(const PreprocessSpec& spec, at::Device device, at::ScalarType dtype, Layout layout, int batch_size, WithPixels with_pixels,
+            std::shared_ptr<const Nvjpeg> nvjpeg)
       : spec_(spec),
         device_(device),
         dtype_(dtype),
@@ -104,6 +108,7 @@ class CudaBatch final : public BatchBuffer {
     output_ = at::empty({batch_size, 3, spec.height, spec.width}, at::TensorOptions(device).dtype(dtype).memory_format(format));
     copy_to_device(normalization_.data_ptr(), &normalization, sizeof normalization, stream_);
     stream_.synchronize();
+    if (nvjpeg != nullptr) nvjpeg_.emplace(std::move(nvjpeg), batch_size);
   }
 
   ~CudaBatch() override {
@@ -114,20 +119,23 @@ class CudaBatch final : public BatchBuffer {
   }
 
   std::string prepare(const ImageSource& image, std::size_t place, const std::function<void()>& when_read) override {
-    return with_pixels_(image, when_read, [&](const ImageView& pixels) { add(pixels, place); });
+    UseJpeg use_jpeg;
+    if (nvjpeg_) use_jpeg = [&](const EncodedImage& jpeg, int height, int width) { return add(jpeg, height, width, place); };
+    return with_pixels_(image, when_read, [&](const ImageView& pixels) { add(pixels, place); }, use_jpeg);
   }
 
   at::Tensor take(std::span<const std::size_t> places, const Compute& compute) override {
     const c10::cuda::CUDAStreamGuard guard(stream_);
+    decode(places);
     std::vector<PackedImage>& images = images_;
     images.clear();
     std::size_t middle = 0;
     for (const std::size_t place : places) {
-      images.push_back(places_.at(place).image);
-      middle += places_[place].middle_bytes;
+      const Place& slot = places_.at(place);
+      images.push_back(slot.plan.describe(slot.packed, slot.decoded));
+      middle += slot.plan.middle_bytes;
     }
-    if (!middle_.defined() || static_cast<std::size_t>(middle_.numel()) < middle)
-      middle_ = at::empty({static_cast<std::int64_t>(middle + middle / 4)}, descriptors_.options());
+    grow(middle_, middle);
     if (!images.empty()) {
       const std::int64_t blocks = arrange(images, middle_.data_ptr<std::uint8_t>());
       std::memcpy(host_descriptors_.data_ptr(), images.data(), images.size() * sizeof(PackedImage));
@@ -151,35 +159,112 @@ class CudaBatch final : public BatchBuffer {
   }
 
  private:
+  struct Place {
+    PackedPlan plan{};
+    const std::uint8_t* packed = nullptr;   // on the GPU
+    const std::uint8_t* decoded = nullptr;  // likewise, if nvJPEG decoded it
+    bool encoded = false;                   // nvJPEG is to decode it:
+    std::string name;
+    detail::Buffer bytes;
+    std::size_t size = 0;
+  };
+
   void add(const ImageView& pixels, std::size_t place) {
     if (pixels.data == nullptr || pixels.height < 1 || pixels.width < 1)
       throw std::invalid_argument("image is " + std::to_string(pixels.height) + " × " + std::to_string(pixels.width) +
                                   " (height × width), expected at least one pixel");
-    const PackedPlan plan = packing_.plan(pixels.height, pixels.width);
+    Place& slot = places_.at(place);
+    slot.plan = packing_.plan(pixels.height, pixels.width);
+    slot.encoded = false;
+    slot.decoded = nullptr;
+    stage(slot, [&](std::uint8_t* memory) { packing_.write(slot.plan, pixels, memory); });
+  }
+
+  bool add(const EncodedImage& jpeg, int height, int width, std::size_t place) {
+    const auto* bytes = static_cast<const std::uint8_t*>(jpeg.data);
+    if (!nvjpeg_->takes({bytes, jpeg.size}, place)) return false;
+    Place& slot = places_.at(place);
+    slot.plan = packing_.plan_decoded(height, width, decoded_stride(width));
+    slot.encoded = true;
+    stage(slot, [&](std::uint8_t* memory) { packing_.write_tables(slot.plan, memory); });
+    slot.name = jpeg.name;  // and the bytes only now: of the last batch's, some may have been on their way
+    slot.size = jpeg.size;
+    std::memcpy(slot.bytes.reserve(jpeg.size), bytes, jpeg.size);
+    return true;
+  }
+
+  // On the way to the GPU: slot.plan.bytes that `write` writes. Before the last batch has been computed it does not begin.
+  template <typename Write>
+  void stage(Place& slot, const Write& write) {
     const c10::cuda::CUDAStreamGuard guard(stream_);
     Staging::Piece piece;
     {
       const std::lock_guard lock(mutex_);
       if (taken_) {
-        done_.synchronize();  // what was staged for the last batch has been used
+        done_.synchronize();
         staging_.reset();
         taken_ = false;
       }
       try {
-        piece = staging_.take(plan.bytes);
+        piece = staging_.take(slot.plan.bytes);
       } catch (const c10::OutOfMemoryError&) {
-        throw std::runtime_error("out of memory on " + device_.str() + " for the pixels of a batch; take a smaller batch_size");
+        out_of_memory();
       }
     }
-    packing_.write(plan, pixels, piece.host);
-    copy_to_device(piece.device, piece.host, plan.bytes, stream_);
-    places_.at(place) = {plan.describe(piece.device), plan.middle_bytes};
+    write(piece.host);
+    copy_to_device(piece.device, piece.host, slot.plan.bytes, stream_);
+    slot.packed = piece.device;
   }
 
-  struct Place {
-    PackedImage image{};
-    std::size_t middle_bytes = 0;
-  };
+  // The JPEGs among the images, by nvJPEG; those that it refuses after all as on any other device.
+  void decode(std::span<const std::size_t> places) {
+    jpegs_.clear();
+    places_of_jpegs_.clear();
+    std::size_t bytes = 0;
+    for (const std::size_t place : places)
+      if (places_.at(place).encoded) {
+        places_of_jpegs_.push_back(place);
+        bytes += decoded_bytes(places_[place].plan);
+      }
+    if (places_of_jpegs_.empty()) return;
+    grow(decoded_, bytes);
+    std::uint8_t* pixels = decoded_.data_ptr<std::uint8_t>();
+    for (const std::size_t place : places_of_jpegs_) {
+      Place& slot = places_[place];
+      slot.decoded = pixels;
+      jpegs_.push_back({{slot.bytes.data(), slot.size}, pixels, slot.plan.row_stride});
+      pixels += decoded_bytes(slot.plan);
+    }
+    for (const std::size_t refused : nvjpeg_->decode(jpegs_, stream_)) {
+      const std::size_t place = places_of_jpegs_[refused];
+      Place& slot = places_[place];
+      const EncodedImage jpeg{slot.bytes.data(), slot.size, slot.name};
+      const std::string error = with_pixels_(jpeg, {}, [&](const ImageView& view) { add(view, place); }, {});
+      if (!error.empty()) throw std::runtime_error(error);  // plain_jpeg has seen to it that there is none
+    }
+  }
+
+  static std::size_t decoded_stride(int width) { return (std::size_t{3} * width + 3) / 4 * 4; }
+
+  // Of the whole image, and what the kernels may read behind it.
+  static std::size_t decoded_bytes(const PackedPlan& plan) {
+    return (plan.row_stride * plan.geometry.rows.source + 16 + 255) / 256 * 256;
+  }
+
+  // Memory of the stream's device, whose contents go.
+  void grow(at::Tensor& memory, std::size_t bytes) {
+    if (memory.defined() && static_cast<std::size_t>(memory.numel()) >= bytes) return;
+    memory = at::Tensor();
+    try {
+      memory = at::empty({static_cast<std::int64_t>(bytes + bytes / 4)}, descriptors_.options());
+    } catch (const c10::OutOfMemoryError&) {
+      out_of_memory();
+    }
+  }
+
+  [[noreturn]] void out_of_memory() const {
+    throw std::runtime_error("out of memory on " + device_.str() + " for the pixels of a batch; take a smaller batch_size");
+  }
 
   const PreprocessSpec spec_;
   const at::Device device_;
@@ -195,13 +280,17 @@ class CudaBatch final : public BatchBuffer {
   std::vector<Place> places_;
   std::vector<PackedImage> images_;  // of the batch that is taken
   at::Tensor normalization_, host_descriptors_, descriptors_, middle_, output_;
+  at::Tensor decoded_;  // by nvJPEG
+  std::optional<NvjpegDecoder> nvjpeg_;
+  std::vector<DeviceJpeg> jpegs_;  // of the batch that is taken
+  std::vector<std::size_t> places_of_jpegs_;
 };
 
 }  // namespace
 
 std::unique_ptr<BatchBuffer> make_cuda_batch(const PreprocessSpec& spec, at::Device device, at::ScalarType dtype, Layout layout, int batch_size,
-                                             WithPixels with_pixels) {
-  return std::make_unique<CudaBatch>(spec, device, dtype, layout, batch_size, std::move(with_pixels));
+                                             WithPixels with_pixels, std::shared_ptr<const Nvjpeg> nvjpeg) {
+  return std::make_unique<CudaBatch>(spec, device, dtype, layout, batch_size, std::move(with_pixels), std::move(nvjpeg));
 }
 
 }  // namespace swsl

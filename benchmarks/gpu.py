@@ -26,7 +26,7 @@ from torch import Tensor
 
 from swsl._torchvision import import_torchvision
 from swsl.export import export_model, relative_error
-from swsl.preprocess import PreprocessSpec
+from swsl.preprocess import PreprocessSpec, preprocess
 from swsl.runner import Runner
 
 SPEC = PreprocessSpec()
@@ -118,14 +118,30 @@ def forward(name: str, path: Path, dtype: str, batch: int, budget: float) -> dic
     return row
 
 
-def on_device(work: Work, runs: int = 10) -> dict[str, float]:
-    """Microseconds that the GPU spends in each kernel and kind of copy, for one call."""
+def events(work: Work, runs: int) -> list[Any]:
+    """What the GPU did in so many calls: kernels and copies, with `name` and `time_range` in microseconds."""
     work()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         for _ in range(runs):
             work()
         torch.cuda.synchronize()
-    return {event.key: event.self_device_time_total / runs for event in profile.key_averages()}
+    cuda = torch.autograd.DeviceType.CUDA
+    return [event for event in profile.events() or () if event.device_type == cuda]
+
+
+def on_device(work: Work, wanted: Callable[[str], bool], runs: int = 10) -> float:
+    """Seconds that the GPU spends in the kernels and copies of these names, for one call."""
+    times = [event.time_range.elapsed_us() for event in events(work, runs) if wanted(event.name)]
+    return sum(times) / runs * 1e-6
+
+
+def busy(work: Work) -> float:
+    """Seconds of one call in which the GPU does anything, several things at a time counted once."""
+    total = until = 0.0
+    for start, end in sorted((event.time_range.start, event.time_range.end) for event in events(work, 1)):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total * 1e-6
 
 
 def bandwidth() -> float:
@@ -136,7 +152,7 @@ def bandwidth() -> float:
 
 
 def preprocessing(path: Path, budget: float, batch: int = 64) -> dict[str, Any]:
-    """Decoded photographs in the CPU's memory to a float16 batch: the GPU's time for copies and kernels, from its profile."""
+    """Decoded photographs to a float16 batch: the GPU's time for it, from its profile, but for copies to the GPU."""
     import_torchvision()
     from torchvision.transforms import v2
 
@@ -151,27 +167,46 @@ def preprocessing(path: Path, budget: float, batch: int = 64) -> dict[str, Any]:
     def torchvision() -> Tensor:
         return torch.stack([transform(image.cuda(non_blocking=True)) for image in pinned])
 
-    ours = on_device(lambda: runner.logits(images))
-    kernels = sum(time for name, time in ours.items() if "first_pass" in name or "second_pass" in name) * 1e-6
+    works: dict[str, Work] = {"torchvision": torchvision}
+    skipped = {}
+    try:
+        works["DALI"] = dali(images)
+    except ImportError as error:
+        skipped["DALI"] = str(error)
+    kernels = on_device(lambda: runner.logits(images), lambda name: "_pass_kernel" in name)
     # The crop's share of the photograph, read once, and the batch, written once.
     needed = batch * (3 * (1213 * SPEC.crop_pct) ** 2 + 2 * 3 * SPEC.input_size[0] * SPEC.input_size[1])
-    theirs = sum(time for name, time in on_device(torchvision).items() if "Memcpy HtoD" not in name) * 1e-6
+    theirs = {peer: on_device(work, lambda name: "Memcpy HtoD" not in name) for peer, work in works.items()}
     different = sum(
-        int((a != b).sum()) for a, b in zip(runner.preprocess(images[:4]), reference(images[:4]), strict=True)
+        int((row != preprocess(image)).sum())
+        for row, image in zip(runner.preprocess(images), images, strict=True)
     )
     return {
-        "seconds": {"swsl": kernels, "torchvision": theirs},
-        "skipped": {},
+        "seconds": {"swsl": kernels, **theirs},
+        "skipped": skipped,
         "different_values": different,
         "of_the_bandwidth": needed / kernels / bandwidth(),
         "whole_call": seconds(lambda: runner.logits(images), budget),
     }
 
 
-def reference(images: list[np.ndarray]) -> list[Tensor]:
-    from swsl.preprocess import preprocess
+def dali(images: list[np.ndarray]) -> Work:
+    from nvidia.dali import fn, pipeline_def, types
 
-    return [preprocess(image) for image in images]
+    @pipeline_def(batch_size=len(images), num_threads=8, device_id=0)
+    def prepared() -> Any:
+        pixels = fn.external_source(source=lambda: images, batch=True, layout="HWC").gpu()
+        small = fn.resize(
+            pixels, resize_shorter=SHORTER_SIDE, interp_type=types.INTERP_LINEAR, antialias=True
+        )
+        return fn.crop_mirror_normalize(
+            small, crop=SPEC.input_size, dtype=types.FLOAT16, output_layout="CHW",
+            mean=[255 * value for value in SPEC.mean], std=[255 * value for value in SPEC.std],
+        )  # fmt: skip
+
+    pipeline = prepared()
+    pipeline.build()
+    return pipeline.run
 
 
 def latency(path: Path, budget: float) -> dict[str, Any]:
@@ -213,11 +248,11 @@ def folder(path: Path, nvjpeg: bool, count: int = 512) -> dict[str, Any]:
         start = time.perf_counter()
         list(runner.stream(files))
         took = time.perf_counter() - start
-        busy = sum(on_device(lambda: list(runner.stream(files)), 1).values()) * 1e-6
+        share = busy(lambda: list(runner.stream(files))) / took
     row = {
         "seconds": {"swsl": took / count},
         "skipped": {},
-        "gpu_busy": busy / took,
+        "gpu_busy": share,
         "reason": runner.info.reason,
     }
     if nvjpeg:

@@ -28,7 +28,8 @@ struct GroupedShape {
   int at_once;   // channel blocks of a thread block: 1 or 2
 };
 
-SWSL_HOST_DEVICE static inline int pitch(const GroupedShape& s) { return s.width + 2; }
+// The zero before a line is also the one behind the line above.
+SWSL_HOST_DEVICE static inline int pitch(const GroupedShape& s) { return s.width + 1; }
 
 SWSL_HOST_DEVICE static inline int tiles(const GroupedShape& s) {
   return ((s.rows - 1) * pitch(s) + s.out_width + tile_pixels - 1) / tile_pixels;

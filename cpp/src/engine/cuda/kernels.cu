@@ -40,10 +40,10 @@ __global__ void epilogue_kernel(T* data, const float* bias, const T* residual, s
   P values = reinterpret_cast<P*>(data)[index];
   P added{};
   if (residual != nullptr) added = reinterpret_cast<const P*>(residual)[index];
-  const int channel = static_cast<int>(index * count % channels);
+  const auto biases = *reinterpret_cast<const Pack<float, count>*>(bias + index * count % channels);
 #pragma unroll
   for (int i = 0; i < count; ++i) {
-    float value = to_float(values.values[i]) + bias[channel + i];
+    float value = to_float(values.values[i]) + biases.values[i];
     if (residual != nullptr) value += to_float(added.values[i]);
     values.values[i] = from_float<T>(relu && value < 0 ? 0 : value);  // not fmax, which would hide a NaN
   }

@@ -8,29 +8,21 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex
+from typing import Any, Literal, NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor
 
 from .export import ModelError
-from .image import ImageError, ImageSource, fetch, is_pillow, is_url, load_image, several
+from .image import ImageError, ImageSource, several
+from .native import PACKAGE, extension, prepare
 from .prediction import Prediction, Result
 from .preprocess import PreprocessSpec
 
-if TYPE_CHECKING:
-    from types import ModuleType
-
-_PACKAGE = Path(__file__).parent
-_BUILD_RECORD = _PACKAGE / "_build.json"  # written by CMake beside the extension
-_BUILD_FAILURE = _PACKAGE / "_build_failure.txt"  # written by setup.py
-
-cmake_prefix_path = str(_PACKAGE / "share" / "cmake")
+cmake_prefix_path = str(PACKAGE / "share" / "cmake")
 """For C++ programs that use the library in this package: ``cmake -DCMAKE_PREFIX_PATH=$(python -c "import
 swsl.runner; print(swsl.runner.cmake_prefix_path)")``, then ``find_package(swsl)``."""
 
@@ -68,7 +60,7 @@ def build_info() -> dict[str, Any]:
         compiled; the library is looked for when it is asked for).
     """
     try:
-        built = _extension().build_info()
+        built = extension().build_info()
     except ImportError as error:
         return {"compiled": False, "reason": str(error)}
     return {
@@ -87,8 +79,8 @@ def decode_image(source: ImageSource, *, exif_orientation: bool = False) -> Tens
         ImageError: the image cannot be used.
         ImportError: the compiled runner is not there.
     """
-    native = _extension()
-    prepared = _prepare(source, native, exif_orientation)
+    native = extension()
+    prepared = prepare(source, native, exif_orientation)
     if isinstance(prepared, Tensor):
         return prepared
     if isinstance(prepared, memoryview) and prepared.ndim == 3:
@@ -142,7 +134,7 @@ class Runner:
         dct_scaling: bool = False,
         nvjpeg: bool = False,
     ) -> None:
-        self._module = _extension()
+        self._module = extension()
         _check_types("a path", (str, os.PathLike), model=model)
         _check_types("a string", str, device=device, dtype=dtype)
         _check_types("a whole number", SupportsIndex, threads=threads, batch_size=batch_size)
@@ -298,7 +290,7 @@ class Runner:
         parts = []
         iterator = iter(several(images))
         while chunk := list(islice(iterator, self.batch_size)):
-            rows, errors = method([_prepare(image, self._module, self._exif_orientation) for image in chunk])
+            rows, errors = method([prepare(image, self._module, self._exif_orientation) for image in chunk])
             for error in filter(None, errors):
                 raise ImageError(error)
             parts.append(rows)
@@ -309,77 +301,9 @@ class Runner:
 
     def _try_prepare(self, source: ImageSource) -> Any:
         try:
-            return _prepare(source, self._module, self._exif_orientation)
+            return prepare(source, self._module, self._exif_orientation)
         except (ImageError, TypeError) as error:
             return error
-
-
-def _extension() -> ModuleType:
-    """`swsl._C`. Checked before it is loaded: loading an extension of another torch can crash.
-
-    Raises:
-        ImportError: it is not built, or for another torch.
-    """
-    if "swsl._C" not in sys.modules:
-        again = "; build it again: pip install --force-reinstall --no-deps swsl"
-        if not _BUILD_RECORD.is_file():
-            reason = (
-                "no compiled runner beside this file: the source tree has not been installed (pip install .)"
-            )
-            if _BUILD_FAILURE.is_file():
-                reason = "it could not be compiled on installation:\n" + _BUILD_FAILURE.read_text("utf-8")
-            raise ImportError(f"swsl's compiled runner is not available: {reason}")
-        build = json.loads(_BUILD_RECORD.read_text("utf-8"))
-        if torch.__version__.split("+")[0] != build["torch"]:
-            raise ImportError(
-                f"swsl's compiled runner was built with torch {build['torch']}, but this is torch {torch.__version__}, "
-                f"and binaries of one release do not run with another{again}"
-            )
-        if build["cuda"] and torch.version.cuda is None:
-            raise ImportError(
-                f"swsl's compiled runner was built with a CUDA build of torch, but this is torch {torch.__version__}, "
-                f"a CPU build without the libraries it is linked to{again}"
-            )
-    from . import _C
-
-    return _C
-
-
-_MAGIC = {"jpeg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n"}
-
-
-def _prepare(image: ImageSource, native: ModuleType, exif_orientation: bool) -> Any:
-    """What the extension takes: a path, bytes, or pixels H×W×3. Pillow decodes what C++ cannot.
-
-    Raises:
-        ImageError: Pillow, or the network, has no pixels for it.
-        TypeError: not an image of any kind.
-    """
-    if isinstance(image, Tensor) or (hasattr(image, "__array_interface__") and not is_pillow(image)):
-        _check_pixels(image)
-        return image.cpu() if isinstance(image, Tensor) else image
-    name = None
-    if isinstance(image, (str, os.PathLike)):
-        name = os.fspath(image)
-        if isinstance(name, str) and is_url(name):
-            image = fetch(name)
-        else:
-            try:
-                with open(name, "rb") as file:
-                    head = file.read(8)
-            except OSError:
-                return name  # C++ says what is wrong with it
-            if _decodes(head, native):
-                return name
-    if isinstance(image, (bytes, bytearray, memoryview)) and _decodes(bytes(image[:8]), native):
-        return image
-    try:
-        rgb = load_image(image, exif_orientation=exif_orientation, name=name)
-    except ImportError:
-        if is_pillow(image) or not isinstance(image, (str, os.PathLike, bytes, bytearray, memoryview)):
-            raise
-        return image if name is None or is_url(name) else name  # without Pillow, C++ says that it cannot
-    return memoryview(rgb.tobytes()).cast("B", (rgb.height, rgb.width, 3))
 
 
 def _is_due(under_way: deque[tuple[ImageSource, Exception | None]], stream: Any) -> bool:
@@ -387,22 +311,11 @@ def _is_due(under_way: deque[tuple[ImageSource, Exception | None]], stream: Any)
     return bool(under_way) and (under_way[0][1] is not None or stream.ready())
 
 
-def _decodes(head: bytes, native: ModuleType) -> bool:
-    built = native.build_info()
-    return any(built[kind] and head.startswith(magic) for kind, magic in _MAGIC.items())
-
-
 def _check_types(expected: str, kind: Any, **arguments: object) -> None:
     """In pybind11's own words this would be a page of signatures."""
     for name, value in arguments.items():
         if not isinstance(value, kind):
             raise TypeError(f"{name}: expected {expected}, got {type(value).__name__} {repr(value)[:80]}")
-
-
-def _check_pixels(image: Any) -> None:
-    shape, dtype = tuple(image.shape), str(getattr(image, "dtype", "")).removeprefix("torch.")
-    if dtype != "uint8" or len(shape) != 3 or shape[2] != 3 or 0 in shape:
-        raise ImageError(f"image array: expected uint8 height × width × 3, got {dtype} {shape}")
 
 
 __all__: Sequence[str] = [

@@ -15,6 +15,7 @@ from conftest import NAMES, seed_model, seeded_model
 from PIL import Image
 
 import swsl
+from swsl import native
 from swsl import runner as runner_module
 from swsl.eager import EagerRunner
 from swsl.export import TOLERANCES, ModelError, export_model, golden_input, relative_error
@@ -330,7 +331,7 @@ def without_extension(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_extension_of_another_torch_is_refused_before_it_is_loaded(monkeypatch, tmp_path: Path) -> None:
     without_extension(monkeypatch)
     record = tmp_path / "_build.json"
-    monkeypatch.setattr(runner_module, "_BUILD_RECORD", record)
+    monkeypatch.setattr(native, "_BUILD_RECORD", record)
     record.write_text(json.dumps({"torch": "2.8.1", "cuda": False}))
     with pytest.raises(ImportError, match=r"built with torch 2\.8\.1, but this is torch"):
         Runner("model.pt")
@@ -344,12 +345,12 @@ def test_an_extension_of_another_torch_is_refused_before_it_is_loaded(monkeypatc
 
 def test_the_reason_of_a_failed_build_is_shown(monkeypatch, tmp_path: Path) -> None:
     without_extension(monkeypatch)
-    monkeypatch.setattr(runner_module, "_BUILD_RECORD", tmp_path / "_build.json")
+    monkeypatch.setattr(native, "_BUILD_RECORD", tmp_path / "_build.json")
     with pytest.raises(ImportError, match=r"pip install \."):
         Runner("model.pt")
     failure = tmp_path / "_build_failure.txt"
     failure.write_text("no compiler anywhere")
-    monkeypatch.setattr(runner_module, "_BUILD_FAILURE", failure)
+    monkeypatch.setattr(native, "_BUILD_FAILURE", failure)
     with pytest.raises(ImportError, match="could not be compiled on installation:\nno compiler anywhere"):
         Runner("model.pt")
     assert "no compiler anywhere" in build_info()["reason"]

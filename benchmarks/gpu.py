@@ -1,6 +1,8 @@
 """The GPU path against the fastest alternatives: seeded weights, random images, whatever of the peers is installed.
 
-    python benchmarks/gpu.py --json gpu.json --readme README.md
+    python benchmarks/gpu.py --json gpu.json --readme README.md    # half an hour or more, most of it torch.compile's
+
+A shorter one: --variants swsl_resnext50_32x4d --dtypes float16 --batches 1 256 --seconds 0.5. Runs with the same --json add up.
 
 Peers: eager PyTorch in channels-last order, torch.compile (max-autotune), TensorRT (torch-tensorrt), torchvision v2 on the GPU,
 DALI. A time is a median; the GPU is waited for before and after. Needs the compiled runner, with its CUDA kernels.
@@ -16,6 +18,8 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +45,7 @@ PACKAGES = (
     "pillow",
 )
 VARIANTS = ("swsl_resnext50_32x4d", "swsl_resnext101_32x8d")
+PEERS = ("eager", "compile", "TensorRT")
 # Of a row, behind its times in the table.
 NOTES = (
     "error",
@@ -81,17 +86,20 @@ def attempt(peers: dict[str, Callable[[], Work]], budget: float) -> dict[str, An
     return row
 
 
-def forward(name: str, path: Path, dtype: str, batch: int, budget: float) -> dict[str, Any]:
+def forward(name: str, path: Path, dtype: str, batch: int, peers: list[str], budget: float) -> dict[str, Any]:
     """A batch that is on the GPU to logits that are there too."""
     kind = getattr(torch, dtype)
     images = (
         torch.randn(batch, 3, *SPEC.input_size).cuda().to(kind).contiguous(memory_format=torch.channels_last)
     )
     model = report.seeded(name).cuda()
+    torch.backends.cudnn.allow_tf32 = False  # what is compared with is exact
     with torch.inference_mode():
         expected = torch.cat([model(part) for part in images.float().split(32)])
+    torch.backends.cudnn.allow_tf32 = True
     module = model.to(kind).to(memory_format=torch.channels_last)
     runner = Runner(path, device="cuda", dtype=dtype, batch_size=batch)
+    error = relative_error(runner.forward(images).cpu(), expected.cpu())
 
     def tensorrt() -> Work:
         import torch_tensorrt
@@ -100,22 +108,19 @@ def forward(name: str, path: Path, dtype: str, batch: int, budget: float) -> dic
         return lambda: compiled(images)
 
     def compiled() -> Work:
-        fast = torch.compile(module, mode="max-autotune")
+        torch._dynamo.reset()  # or a new batch size is compiled for any, and one of many not at all
+        fast = torch.compile(module, mode="max-autotune", dynamic=False)
         return lambda: fast(images)
 
+    ways: dict[str, Callable[[], Work]] = {
+        "swsl": lambda: lambda: runner.forward(images),
+        "eager": lambda: lambda: module(images),
+        "compile": compiled,
+        "TensorRT": tensorrt,
+    }
     with torch.no_grad():
-        row = attempt(
-            {
-                "swsl": lambda: lambda: runner.forward(images),
-                "eager": lambda: lambda: module(images),
-                "compile": compiled,
-                "TensorRT": tensorrt,
-            },
-            budget,
-        )
-    row["error"] = relative_error(runner.forward(images).cpu(), expected.cpu())
-    row["reason"] = runner.info.reason
-    return row
+        row = attempt({way: ways[way] for way in ("swsl", *peers)}, budget)
+    return row | {"error": error, "reason": runner.info.reason}
 
 
 def events(work: Work, runs: int) -> list[Any]:
@@ -312,8 +317,16 @@ def main() -> None:
     parser.add_argument(
         "--dtypes", nargs="+", default=["float16", "bfloat16"], choices=("float16", "bfloat16")
     )
+    parser.add_argument(
+        "--peers", nargs="+", default=list(PEERS), choices=PEERS, help="of the forward pass (all of them)"
+    )
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where the results go")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="where the results go, beside those of the same machine and day",
+    )
     parser.add_argument(
         "--readme", type=Path, metavar="FILE", help="its table between the markers is replaced"
     )
@@ -321,30 +334,40 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks/gpu.py: torch sees no CUDA device")
     results: dict[str, Any] = {"machine": machine(), "rows": {}}
+    if arguments.json and arguments.json.exists():
+        before = json.loads(arguments.json.read_text("utf-8"))
+        if before["machine"] == results["machine"]:
+            results = before
 
-    def record(name: str, row: dict[str, Any]) -> None:
+    def record(name: str, measure: Callable[[], dict[str, Any]]) -> None:
+        try:
+            row = measure()
+        except Exception as error:  # the other rows are no worse for it
+            row = {
+                "seconds": {},
+                "skipped": {"swsl": f"{type(error).__name__}: {error}".splitlines()[0][:200]},
+            }
         results["rows"][name] = row
         print(name, json.dumps(row), flush=True)
         if arguments.json:
             arguments.json.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
 
+    budget = arguments.seconds
     with tempfile.TemporaryDirectory() as directory:
         paths = {}
         for name in dict.fromkeys((VARIANTS[0], *arguments.variants)):
             paths[name] = Path(directory, f"{name}.pt")
             export_model(report.seeded(name), paths[name])  # type: ignore[arg-type]
         small = paths[VARIANTS[0]]
-        record(
-            "64 decoded images 1546×1213 → float16 batch, kernels", preprocessing(small, arguments.seconds)
-        )
-        record("decoded image → logits on the host, 50_32x4d", latency(small, arguments.seconds))
-        record("500×392 JPEG file → predictions, 50_32x4d", folder(small, nvjpeg=False))
-        record("500×392 JPEG file → predictions, 50_32x4d, with nvJPEG", folder(small, nvjpeg=True))
-        for name in arguments.variants:
-            for dtype in arguments.dtypes:
-                for batch in arguments.batches:
-                    row = forward(name, paths[name], dtype, batch, arguments.seconds)
-                    record(f"{name.removeprefix('swsl_resnext')}, {dtype}, batch of {batch}", row)
+        record("64 decoded images 1546×1213 → float16 batch, kernels", lambda: preprocessing(small, budget))
+        record("decoded image → logits on the host, 50_32x4d", lambda: latency(small, budget))
+        record("500×392 JPEG file → predictions, 50_32x4d", lambda: folder(small, nvjpeg=False))
+        record("500×392 JPEG file → predictions, 50_32x4d, with nvJPEG", lambda: folder(small, nvjpeg=True))
+        for name, dtype, batch in product(arguments.variants, arguments.dtypes, arguments.batches):
+            record(
+                f"{name.removeprefix('swsl_resnext')}, {dtype}, batch of {batch}",
+                partial(forward, name, paths[name], dtype, batch, arguments.peers, budget),
+            )
     if arguments.readme:
         report.write_table(arguments.readme, "gpu", table(results))
 

@@ -19,7 +19,7 @@ import torch
 
 import swsl
 from swsl._torchvision import import_torchvision
-from swsl.runner import build_info
+from swsl.runner import Runner, build_info
 
 import_torchvision()  # or, beside a CPU build of torch, its import would fail, and timm's with it
 
@@ -76,6 +76,23 @@ def save_published_layout(model: torch.nn.Module, path: Path) -> Path:
     return path
 
 
+def cuda_marks() -> list[pytest.MarkDecorator]:
+    """Of tests that need a GPU. Where there is none they are skipped, or with SWSL_REQUIRE_CUDA=1 an error."""
+    built = build_info()
+    missing = ""
+    if not built["compiled"]:
+        missing = built["reason"]
+    elif not built["cuda"]:
+        missing = "the compiled runner was built without torch's CUDA libraries"
+    elif not torch.cuda.is_available():
+        missing = "torch sees no CUDA device"
+    elif not built["cuda_kernels"]:
+        missing = "the compiled runner was built without nvcc, so without our kernels"
+    if missing and os.environ.get("SWSL_REQUIRE_CUDA") == "1":
+        raise RuntimeError(f"SWSL_REQUIRE_CUDA=1, but {missing}")
+    return [pytest.mark.cuda, *([pytest.mark.skip(missing)] if missing else [])]
+
+
 @pytest.fixture(scope="session")
 def model50() -> swsl.ResNeXt:
     return seeded_model("swsl_resnext50_32x4d")
@@ -93,6 +110,12 @@ def frozen50(model50: swsl.ResNeXt, tmp_path_factory: pytest.TempPathFactory) ->
     path = tmp_path_factory.mktemp("frozen") / "model.pt"
     swsl.export_model(model50, path, weights_sha256="ab" * 32)
     return path
+
+
+@pytest.fixture(scope="session")
+def half(frozen50: Path) -> Runner:
+    """`frozen50` on a GPU, in float16."""
+    return Runner(frozen50, device="cuda", dtype="float16", batch_size=16)
 
 
 @pytest.fixture(scope="session")

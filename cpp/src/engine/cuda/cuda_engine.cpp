@@ -16,17 +16,19 @@
 #include <tuple>
 
 #include <ATen/ATen.h>
-#include <ATen/cuda/CUDAGraph.h>
+#include <ATen/CPUGeneratorImpl.h>
 #include <c10/core/Event.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/InferenceMode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include "cuda/own_stream.h"
 #include "engine/batch_check.h"
 #include "engine/cpu/graph_reader.h"
-#include "engine/cuda/capture.h"
+#include "engine/cuda/graph.h"
 #include "engine/cuda/network.h"
 #include "engine/cuda/parts.h"
 
@@ -38,12 +40,19 @@ using namespace cuda;
 // More than a stream of one image size ever needs: 1, 2, 3, 4, 6, … 256.
 constexpr std::size_t most_buckets = 24;
 
-// Neither gradients nor inference tensors, whichever mode the caller is in: what is kept here is written again and again, which
-// an inference tensor allows in inference mode only.
+// Neither gradients nor inference tensors nor automatic casts, whichever mode the caller is in: what is kept here is written again and
+// again, which an inference tensor allows in inference mode only.
 struct PlainMode {
   const c10::InferenceMode normal{false};
   const c10::AutoGradMode no_grad{false};
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
 };
+
+// Held while measuring and capturing, by all engines: measurements would disturb each other.
+std::mutex& building() {
+  static std::mutex mutex;
+  return mutex;
+}
 
 // A batch size of a lane: where its input goes, how its layers are computed, and where its outputs come.
 struct Bucket {
@@ -52,12 +61,12 @@ struct Bucket {
   Methods methods;
   at::Tensor input;
   Outputs outputs;
-  std::unique_ptr<at::cuda::CUDAGraph> graph;  // null where capturing failed
+  std::unique_ptr<Graph> graph;  // null where capturing failed
 };
 
 // A forward pass on its way, with a stream and memory of its own. One caller at a time.
 struct Lane {
-  explicit Lane(at::Device device) : stream(c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device.index())) {}
+  explicit Lane(at::Device device) : own_stream(device), stream(own_stream.get()) {}
 
   // With the GPU done. Graphs share a pool of memory, for only one of a lane runs at a time; without graphs a pool is gone.
   void clear() {
@@ -66,6 +75,7 @@ struct Lane {
     pool = at::cuda::graph_pool_handle();
   }
 
+  const OwnStream own_stream;
   const c10::cuda::CUDAStream stream;
   at::cuda::MempoolId_t pool = at::cuda::graph_pool_handle();
   std::list<Bucket> buckets;  // the last used first
@@ -119,7 +129,7 @@ class CudaEngine final : public Engine {
     const c10::cuda::CUDAStreamGuard streams(turn.lane.stream);
     auto& bucket = bucket_for(turn.lane, static_cast<int>(batch.size(0)), batch.size(2), batch.size(3));
     const auto input = batch.to(device_).to(dtype_).contiguous(at::MemoryFormat::ChannelsLast);
-    const std::lock_guard measuring(building_);
+    const std::lock_guard measuring(building());
     std::vector<LayerTime> times;
     network_->run(input, bucket.methods, &times);
     turn.lane.stream.synchronize();
@@ -169,6 +179,7 @@ class CudaEngine final : public Engine {
     const Turn turn(*this);
     Lane& lane = turn.lane;
     after_caller(lane);
+    if (batch.device() == device_) batch.record_stream(lane.stream);
     at::Tensor result;
     const auto part = [&](std::int64_t begin, int size) {
       Bucket& bucket = bucket_for(lane, std::max(size, 1), height, width);
@@ -196,7 +207,6 @@ class CudaEngine final : public Engine {
     done.record(lane.stream);
     done.block(caller);
     result.record_stream(caller);
-    if (batch.device() == device_) batch.record_stream(lane.stream);
     return result;
   }
 
@@ -222,9 +232,10 @@ class CudaEngine final : public Engine {
       lane.stream.synchronize();
       lane.buckets.pop_back();
     }
+    const std::lock_guard turn(building());
     Bucket bucket{size, height, width, {}, {}, {}, nullptr};
-    bucket.input = at::randn({size, 3, height, width}, at::TensorOptions(device_).dtype(dtype_)).contiguous(at::MemoryFormat::ChannelsLast);
-    const std::lock_guard building(building_);
+    const auto noise = at::randn({1, 3, height, width}, at::detail::createCPUGenerator(), at::TensorOptions(at::kFloat));
+    bucket.input = noise.to(device_, dtype_).repeat({size, 1, 1, 1}).contiguous(at::MemoryFormat::ChannelsLast);
     auto [known, fresh] = methods_.try_emplace({size, height, width});
     if (fresh) {
       try {
@@ -233,22 +244,22 @@ class CudaEngine final : public Engine {
         methods_.erase(known);
         throw;
       }
-      c10::cuda::CUDACachingAllocator::emptyCache();  // of what measuring took
     }
     bucket.methods = known->second;
-    bucket.outputs = network_->run(bucket.input, bucket.methods);  // libraries load what they need: not while capturing
+    network_->run(bucket.input, bucket.methods);  // libraries load what they need: not while capturing
     lane.stream.synchronize();
-    auto graph = std::make_unique<at::cuda::CUDAGraph>();
+    c10::cuda::CUDACachingAllocator::emptyCache();  // what this took: the graph's pool has memory of its own
     try {
-      Outputs outputs;
-      capture(*graph, lane.pool, [&] { outputs = network_->run(bucket.input, bucket.methods); });
-      bucket.outputs = std::move(outputs);
-      bucket.graph = std::move(graph);
+      bucket.graph = std::make_unique<Graph>(lane.pool, [&] { bucket.outputs = network_->run(bucket.input, bucket.methods); });
     } catch (const c10::OutOfMemoryError&) {
       throw;
     } catch (const std::exception& error) {
       const std::string message = error.what();
-      notes_ = "; without CUDA graphs: " + message.substr(0, std::min<std::size_t>(message.find('\n'), 200)) + notes_;
+      if (notes_.find("without CUDA graphs") == std::string::npos)
+        notes_ += "; without CUDA graphs: " + message.substr(0, std::min<std::size_t>(message.find('\n'), 200));
+      if (std::none_of(lane.buckets.begin(), lane.buckets.end(), [](const Bucket& other) { return other.graph != nullptr; }))
+        lane.pool = at::cuda::graph_pool_handle();
+      bucket.outputs = network_->run(bucket.input, bucket.methods);
     }
     lane.buckets.push_front(std::move(bucket));
     return lane.buckets.front();
@@ -299,9 +310,8 @@ class CudaEngine final : public Engine {
   std::mutex mutex_;  // of every lane's `busy`, and of came_
   std::condition_variable lane_free_;
   std::set<Size> came_;
-  std::mutex building_;  // of what follows, held while measuring too
-  std::map<Size, Methods> methods_;
-  std::string notes_;
+  std::map<Size, Methods> methods_;  // with building() held
+  std::string notes_;                // likewise
   EngineInfo info_;
 };
 

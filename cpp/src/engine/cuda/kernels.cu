@@ -4,7 +4,7 @@
 
 #include <type_traits>
 
-#include "cuda_launch.h"
+#include "cuda/launch.h"
 #include "engine/cuda/kernels.h"
 
 namespace swsl::cuda {

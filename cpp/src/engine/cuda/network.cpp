@@ -11,7 +11,7 @@
 #include <ATen/ATen.h>
 #include <c10/cuda/CUDAStream.h>
 
-#include "engine/cuda/capture.h"
+#include "engine/cuda/graph.h"
 #include "engine/cuda/kernels.h"
 
 namespace swsl::cuda {
@@ -124,7 +124,7 @@ at::Tensor DeviceNetwork::convolve(const Step& step, Method method, const at::Te
   switch (method) {
     case Method::plain: {
       auto output = at::cudnn_convolution(input, step.weight, padding, stride, dilation, layer.groups, /*benchmark=*/true,
-                                          /*deterministic=*/false, /*allow_tf32=*/tf32_);
+                                          /*deterministic=*/false, /*allow_tf32=*/tf32_ || dtype_ != at::kFloat);
       add_epilogue(step, output, residual);
       return output;
     }

@@ -14,6 +14,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include "cuda/own_stream.h"
 #include "image/buffer.h"
 #include "resample/cuda/passes.h"
 #include "resample/normalization.h"
@@ -93,7 +94,8 @@ class CudaBatch final : public BatchBuffer {
         layout_(layout),
         with_pixels_(std::move(with_pixels)),
         packing_(spec),
-        stream_(c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device.index())),
+        own_stream_(device),
+        stream_(own_stream_.get()),
         staging_(device),
         done_(c10::DeviceType::CUDA),
         places_(static_cast<std::size_t>(batch_size)) {
@@ -272,6 +274,7 @@ class CudaBatch final : public BatchBuffer {
   const Layout layout_;
   const WithPixels with_pixels_;
   const Packing packing_;
+  const OwnStream own_stream_;
   const c10::cuda::CUDAStream stream_;
   std::mutex mutex_;
   Staging staging_;      // with mutex_ held

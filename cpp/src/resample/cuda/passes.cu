@@ -1,6 +1,6 @@
 #include "resample/cuda/passes.h"
 
-#include "cuda_launch.h"
+#include "cuda/launch.h"
 
 namespace swsl::resample {
 namespace {

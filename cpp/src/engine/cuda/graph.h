@@ -1,0 +1,155 @@
+// CUDA graphs, and how long work keeps a GPU busy.
+#pragma once
+
+#include <algorithm>
+#include <exception>
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <shared_mutex>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include <ATen/cuda/CUDAContextLight.h>
+#include <ATen/cuda/CUDAGraph.h>
+#include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAStream.h>
+#include <c10/util/Exception.h>
+
+namespace swsl::cuda {
+
+inline void check(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+}
+
+// What `work` enqueues on the current stream, an OwnStream, instead of being run; its memory comes from the pool, which is gone for
+// good with its last graph.
+//
+// Not at::cuda::CUDAGraph, which until torch 2.13 stops every thread's use of the device's random numbers while it captures, and
+// leaves the allocator and these numbers unusable where a capture fails.
+class Graph {
+ public:
+  // Throws what `work` throws, or what made its operations no graph; the stream can be used again in either case.
+  template <typename Work>
+  Graph(at::cuda::MempoolId_t pool, const Work& work) : device_(c10::cuda::getCurrentCUDAStream().device_index()), pool_(pool) {
+    const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+    auto* const allocator = c10::cuda::CUDACachingAllocator::get();
+    forget_workspaces(stream);
+    allocator->beginAllocateToPool(device_, pool_, [stream](cudaStream_t other) { return other == stream; });
+    cudaGraph_t graph = nullptr;
+    std::exception_ptr failure;
+    // Other threads may go on using CUDA.
+    cudaError_t error = cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+    if (error == cudaSuccess) {
+      mark_begin(allocator);
+      try {
+        work();
+      } catch (...) {
+        failure = std::current_exception();
+      }
+      error = cudaStreamEndCapture(stream, &graph);
+      mark_end(allocator);
+    }
+    allocator->endAllocateToPool(device_, pool_);
+    if (error == cudaSuccess && !failure) error = cudaGraphInstantiateWithFlags(&graph_, graph, cudaGraphInstantiateFlagAutoFreeOnLaunch);
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    if (error == cudaSuccess && !failure) return;
+    cudaGetLastError();
+    allocator->releasePool(device_, pool_);
+    if (failure) std::rethrow_exception(failure);
+    TORCH_CHECK_WITH(OutOfMemoryError, error != cudaErrorMemoryAllocation, "CUDA graph: ", cudaGetErrorString(error));
+    check(error);
+  }
+
+  ~Graph() {
+    cudaGraphExecDestroy(graph_);
+    c10::cuda::CUDACachingAllocator::get()->releasePool(device_, pool_);
+  }
+  Graph(const Graph&) = delete;
+
+  void replay() const { check(cudaGraphLaunch(graph_, c10::cuda::getCurrentCUDAStream())); }
+
+ private:
+  // cuBLAS's memory for this stream then comes from the graph's pool; memory from elsewhere could be given back under the graph.
+  static void forget_workspaces(cudaStream_t stream) {
+#if !__has_include(<ATen/cuda/CUDABlasWorkspace.h>)  // where it is, each call has its own
+    for (auto* workspaces : {&at::cuda::cublas_handle_stream_to_workspace(), &at::cuda::cublaslt_handle_stream_to_workspace()}) {
+      const std::unique_lock lock(workspaces->mutex);
+      std::erase_if(workspaces->map, [stream](const auto& entry) { return std::get<1>(entry.first) == static_cast<void*>(stream); });
+    }
+#endif
+  }
+
+  // What later releases of torch want to be told.
+  template <typename Allocator>
+  void mark_begin(Allocator* allocator) const {
+    if constexpr (requires { allocator->markCaptureBegin(device_); }) allocator->markCaptureBegin(device_);
+  }
+  template <typename Allocator>
+  void mark_end(Allocator* allocator) const {
+    if constexpr (requires { allocator->markCaptureEnd(device_); }) allocator->markCaptureEnd(device_);
+  }
+
+  const c10::DeviceIndex device_;
+  const at::cuda::MempoolId_t pool_;
+  cudaGraphExec_t graph_ = nullptr;
+};
+
+// Seconds that the GPU takes for work on the current stream. Several runs of it are timed as one graph, for between layers that are
+// launched one by one a GPU waits for the CPU, and in the engine's graphs it does not.
+class GpuTimer {
+ public:
+  GpuTimer() : stream_(c10::cuda::getCurrentCUDAStream()) {
+    check(cudaEventCreate(&begin_));
+    if (const auto error = cudaEventCreate(&end_); error != cudaSuccess) {
+      cudaEventDestroy(begin_);
+      check(error);
+    }
+  }
+  ~GpuTimer() {
+    cudaEventDestroy(begin_);
+    cudaEventDestroy(end_);
+  }
+  GpuTimer(const GpuTimer&) = delete;
+
+  // The fastest of a few measurements. `work` must have run before, so that libraries have loaded what they need.
+  template <typename Work>
+  double operator()(const Work& work) {
+    constexpr int repeats = 10;
+    try {
+      last_ = std::make_unique<Graph>(last_ ? pool_ : pool_ = at::cuda::graph_pool_handle(), [&] {
+        for (int i = 0; i < repeats; ++i) work();
+      });
+    } catch (const c10::OutOfMemoryError&) {
+      throw;
+    } catch (const std::exception&) {  // work that no graph can hold
+      return fastest(work);
+    }
+    return fastest([&] { last_->replay(); }) / repeats;
+  }
+
+ private:
+  template <typename Work>
+  double fastest(const Work& work) {
+    constexpr int runs = 5;
+    float best = std::numeric_limits<float>::infinity();
+    for (int run = 0; run < runs; ++run) {
+      check(cudaEventRecord(begin_, stream_));
+      work();
+      check(cudaEventRecord(end_, stream_));
+      check(cudaEventSynchronize(end_));
+      float milliseconds = 0;
+      check(cudaEventElapsedTime(&milliseconds, begin_, end_));
+      best = std::min(best, milliseconds);
+    }
+    return best * 1e-3;
+  }
+
+  c10::cuda::CUDAStream stream_;
+  cudaEvent_t begin_ = nullptr, end_ = nullptr;
+  at::cuda::MempoolId_t pool_{};
+  std::unique_ptr<Graph> last_;  // kept until the next one is there, and the pool with it
+};
+
+}  // namespace swsl::cuda

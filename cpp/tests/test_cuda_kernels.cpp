@@ -1,4 +1,5 @@
 // The GPU engine's kernels against plain loops: on the CPU (see cuda_on_cpu) and, as test_cuda_kernels_gpu, on a GPU.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <random>
@@ -74,6 +75,33 @@ void check_epilogue(int pixels, int channels, bool with_residual, bool relu) {
   check_equal(on_device.values(), expected, std::to_string(pixels) + " pixels, " + std::to_string(channels) + " channels");
 }
 
+template <typename T>
+void check_max_pool(const PoolShape& s) {
+  std::mt19937 random(static_cast<unsigned>(s.height * 100 + s.channels));
+  std::normal_distribution<float> normal(0, 3);
+  std::vector<T> input;
+  for (int i = 0; i < s.images * s.height * s.width * s.channels; ++i) input.push_back(static_cast<T>(normal(random)));
+  input[input.size() / 3] = static_cast<T>(std::nanf(""));
+  std::vector<T> expected;
+  for (int n = 0; n < s.images; ++n)
+    for (int out_y = 0; out_y < s.out_height; ++out_y)
+      for (int out_x = 0; out_x < s.out_width; ++out_x)
+        for (int c = 0; c < s.channels; ++c) {
+          float largest = -INFINITY;
+          for (int i = 0; i < s.kernel_height * s.kernel_width; ++i) {
+            const int y = out_y * s.stride_height - s.pad_height + i / s.kernel_width, x = out_x * s.stride_width - s.pad_width + i % s.kernel_width;
+            if (y < 0 || y >= s.height || x < 0 || x >= s.width || std::isnan(largest)) continue;
+            const auto value = static_cast<float>(input[((static_cast<std::size_t>(n) * s.height + y) * s.width + x) * s.channels + c]);
+            largest = std::isnan(value) ? value : std::max(largest, value);
+          }
+          expected.push_back(static_cast<T>(largest));
+        }
+  DeviceMemory from(input);
+  DeviceMemory<T> to(expected.size());
+  check_ran(run_max_pool(number_of<T>, s, from.data(), to.data(), nullptr));
+  check_equal(to.values(), expected, std::to_string(s.height) + " × " + std::to_string(s.width));
+}
+
 // Integers, so that sums are exact in any order.
 std::vector<float> integers(std::size_t count, std::mt19937& random) {
   std::vector<float> result(count);
@@ -135,6 +163,16 @@ TEST(the_epilogue_adds_and_cuts_in_every_number_format) {
           check_epilogue<c10::Half>(pixels, channels, with_residual, relu);
           check_epilogue<c10::BFloat16>(pixels, channels, with_residual, relu);
         }
+}
+
+TEST(the_largest_of_a_window_in_every_number_format) {
+  need_gpu();
+  for (const PoolShape& shape : {PoolShape{2, 9, 14, 16, 5, 7, 3, 3, 2, 2, 1, 1}, PoolShape{1, 7, 7, 6, 4, 4, 3, 3, 2, 2, 1, 1},
+                                 PoolShape{3, 5, 8, 4, 2, 7, 3, 2, 2, 1, 0, 0}, PoolShape{1, 1, 1, 8, 1, 1, 3, 3, 2, 2, 1, 1}}) {
+    check_max_pool<float>(shape);
+    check_max_pool<c10::Half>(shape);
+    check_max_pool<c10::BFloat16>(shape);
+  }
 }
 
 TEST(merged_groups_compute_the_grouped_convolution) {

@@ -2,6 +2,7 @@
 #include <cuda_fp16.h>
 #include <mma.h>
 
+#include <cmath>
 #include <type_traits>
 
 #include "cuda/launch.h"
@@ -64,6 +65,50 @@ const char* epilogue(void* data, const float* bias, const void* residual, std::i
   constexpr int widest = 16 / sizeof(T);
   return channels % widest == 0 ? launch_epilogue<T, widest>(data, bias, residual, pixels, channels, relu, stream)
                                 : launch_epilogue<T, 1>(data, bias, residual, pixels, channels, relu, stream);
+}
+
+template <typename T, int count>
+__global__ void max_pool_kernel(PoolShape s, const T* input, T* output, std::int64_t packs) {
+  const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (index >= packs) return;
+  using P = Pack<T, count>;
+  const int packs_of_pixel = s.channels / count, pack = static_cast<int>(index % packs_of_pixel);
+  const std::int64_t pixel = index / packs_of_pixel;
+  const int out_x = static_cast<int>(pixel % s.out_width), out_y = static_cast<int>(pixel / s.out_width % s.out_height);
+  const int top = out_y * s.stride_height - s.pad_height, left = out_x * s.stride_width - s.pad_width;
+  const P* image = reinterpret_cast<const P*>(input) + pixel / s.out_width / s.out_height * s.height * s.width * packs_of_pixel + pack;
+  float largest[count];
+#pragma unroll
+  for (int i = 0; i < count; ++i) largest[i] = -INFINITY;
+  for (int y = top < 0 ? 0 : top; y < top + s.kernel_height && y < s.height; ++y)
+    for (int x = left < 0 ? 0 : left; x < left + s.kernel_width && x < s.width; ++x) {
+      const P values = image[(static_cast<std::int64_t>(y) * s.width + x) * packs_of_pixel];
+#pragma unroll
+      for (int i = 0; i < count; ++i) {
+        const float value = to_float(values.values[i]);
+        if (value > largest[i] || value != value) largest[i] = value;
+      }
+    }
+  P result;
+#pragma unroll
+  for (int i = 0; i < count; ++i) result.values[i] = from_float<T>(largest[i]);
+  reinterpret_cast<P*>(output)[index] = result;
+}
+
+template <typename T, int count>
+const char* launch_max_pool(const PoolShape& s, const void* input, void* output, cudaStream_t stream) {
+  constexpr int threads = 256;
+  const std::int64_t packs = static_cast<std::int64_t>(s.images) * s.out_height * s.out_width * (s.channels / count);
+  const std::int64_t blocks = (packs + threads - 1) / threads;
+  if (blocks > most_blocks) return "more values than one launch can take";
+  return launch(max_pool_kernel<T, count>, static_cast<unsigned>(blocks), threads, 0, stream, s, static_cast<const T*>(input),
+                static_cast<T*>(output), packs);
+}
+
+template <typename T>
+const char* max_pool(const PoolShape& s, const void* input, void* output, cudaStream_t stream) {
+  constexpr int widest = 16 / sizeof(T);
+  return s.channels % widest == 0 ? launch_max_pool<T, widest>(s, input, output, stream) : launch_max_pool<T, 1>(s, input, output, stream);
 }
 
 // Tensor cores before compute capability 8.0 have no bfloat16; `run_grouped` refuses it there.
@@ -168,6 +213,15 @@ const char* run_epilogue(Number number, void* data, const float* bias, const voi
     case Number::float32: return epilogue<float>(data, bias, residual, pixels, channels, relu, stream);
     case Number::float16: return epilogue<__half>(data, bias, residual, pixels, channels, relu, stream);
     case Number::bfloat16: return epilogue<__nv_bfloat16>(data, bias, residual, pixels, channels, relu, stream);
+  }
+  return "no such number format";
+}
+
+const char* run_max_pool(Number number, const PoolShape& shape, const void* input, void* output, cudaStream_t stream) {
+  switch (number) {
+    case Number::float32: return max_pool<float>(shape, input, output, stream);
+    case Number::float16: return max_pool<__half>(shape, input, output, stream);
+    case Number::bfloat16: return max_pool<__nv_bfloat16>(shape, input, output, stream);
   }
   return "no such number format";
 }

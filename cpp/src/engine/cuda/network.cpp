@@ -190,10 +190,21 @@ Outputs DeviceNetwork::walk(const at::Tensor& input, const Convolve& convolve) c
 
 namespace {
 
+at::Tensor max_pool(const cpu::Window& w, const at::Tensor& input) {
+  const auto from = input.contiguous(at::MemoryFormat::ChannelsLast);
+  const auto size = [&](int dimension) { return static_cast<int>(from.size(dimension)); };
+  const PoolShape shape{size(0), size(2), size(3), size(1), (size(2) + 2 * w.pad_height - w.kernel_height) / w.stride_height + 1,
+                        (size(3) + 2 * w.pad_width - w.kernel_width) / w.stride_width + 1, w.kernel_height, w.kernel_width, w.stride_height,
+                        w.stride_width, w.pad_height, w.pad_width};
+  auto output = at::empty({shape.images, shape.channels, shape.out_height, shape.out_width}, from.options().memory_format(at::MemoryFormat::ChannelsLast));
+  check(run_max_pool(number(from.scalar_type()), shape, from.const_data_ptr(), output.data_ptr(), c10::cuda::getCurrentCUDAStream()));
+  return output;
+}
+
 at::Tensor pool(const Layer& layer, const at::Tensor& input) {
   const cpu::Window& w = layer.window;
   const auto kernel = two(w.kernel_height, w.kernel_width), stride = two(w.stride_height, w.stride_width), padding = two(w.pad_height, w.pad_width);
-  if (layer.operation == Operation::max_pool) return at::max_pool2d(input, kernel, stride, padding);
+  if (layer.operation == Operation::max_pool) return max_pool(w, input);
   if (layer.operation == Operation::average_pool) return at::avg_pool2d(input, kernel, stride, padding);
   if (layer.operation == Operation::global_average_pool) return input.mean({2, 3}, /*keepdim=*/true);
   throw cpu::UnsupportedNetwork(layer.name);

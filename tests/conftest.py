@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import os
 import shutil
@@ -21,13 +22,21 @@ import swsl
 from swsl._torchvision import import_torchvision
 from swsl.runner import Runner, build_info
 
-import_torchvision()  # or, beside a CPU build of torch, its import would fail, and timm's with it
+with contextlib.suppress(ImportError):  # a machine for `pytest -m cuda` need not have it
+    import_torchvision()  # or, beside a CPU build of torch, its import would fail, and timm's with it
 
 # A CI may start its jobs with SIGINT ignored, which the commands that tests interrupt would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
 NAMES = tuple(swsl.VARIANTS)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`pytest -m cuda` is for machines that may have a GPU and little else: it does not import what peers need."""
+    if config.getoption("markexpr") != "cuda" or not collection_path.is_file():
+        return None
+    return "cuda_marks" not in collection_path.read_text("utf-8") or None
 
 
 @pytest.fixture(autouse=True)

@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import statistics
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -31,7 +33,7 @@ from torch import Tensor
 from swsl._torchvision import import_torchvision
 from swsl.export import export_model, relative_error
 from swsl.preprocess import PreprocessSpec, preprocess
-from swsl.runner import Runner
+from swsl.runner import Runner, decode_image
 
 SPEC = PreprocessSpec()
 SHORTER_SIDE = int(SPEC.input_size[0] / SPEC.crop_pct)
@@ -52,6 +54,7 @@ NOTES = (
     "different_values",
     "of_the_bandwidth",
     "gpu_busy",
+    "milliseconds_of_decoding_alone",
     "pixel_difference",
     "largest_pixel_difference",
     "logit_difference",
@@ -118,8 +121,10 @@ def forward(name: str, path: Path, dtype: str, batch: int, peers: list[str], bud
         "compile": compiled,
         "TensorRT": tensorrt,
     }
+    torch.backends.cudnn.benchmark = True  # the peers' best
     with torch.no_grad():
         row = attempt({way: ways[way] for way in ("swsl", *peers)}, budget)
+    torch.backends.cudnn.benchmark = False
     return row | {"error": error, "reason": runner.info.reason}
 
 
@@ -158,26 +163,15 @@ def bandwidth() -> float:
 
 def preprocessing(path: Path, budget: float, batch: int = 64) -> dict[str, Any]:
     """Decoded photographs to a float16 batch: the GPU's time for it, from its profile, but for copies to the GPU."""
-    import_torchvision()
-    from torchvision.transforms import v2
-
     images = [np.random.default_rng(i).integers(0, 256, (1213, 1546, 3), np.uint8) for i in range(batch)]
     runner = Runner(path, device="cuda", dtype="float16", batch_size=batch)
-    transform = v2.Compose([
-        v2.Resize(SHORTER_SIDE, antialias=True), v2.CenterCrop(list(SPEC.input_size)),
-        v2.ToDtype(torch.float16, scale=True), v2.Normalize(SPEC.mean, SPEC.std),
-    ])  # fmt: skip
-    pinned = [torch.from_numpy(image).permute(2, 0, 1).contiguous().pin_memory() for image in images]
-
-    def torchvision() -> Tensor:
-        return torch.stack([transform(image.cuda(non_blocking=True)) for image in pinned])
-
-    works: dict[str, Work] = {"torchvision": torchvision}
+    works: dict[str, Work] = {}
     skipped = {}
-    try:
-        works["DALI"] = dali(images)
-    except ImportError as error:
-        skipped["DALI"] = str(error)
+    for peer, prepare in (("torchvision", torchvision), ("DALI", dali)):
+        try:
+            works[peer] = prepare(images)
+        except Exception as error:  # a peer that fails here is no reason to stop
+            skipped[peer] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     kernels = on_device(lambda: runner.logits(images), lambda name: "_pass_kernel" in name)
     # The crop's share of the photograph, read once, and the batch, written once.
     needed = batch * (3 * (1213 * SPEC.crop_pct) ** 2 + 2 * 3 * SPEC.input_size[0] * SPEC.input_size[1])
@@ -193,6 +187,23 @@ def preprocessing(path: Path, budget: float, batch: int = 64) -> dict[str, Any]:
         "of_the_bandwidth": needed / kernels / bandwidth(),
         "whole_call": seconds(lambda: runner.logits(images), budget),
     }
+
+
+def transform() -> Callable[[Tensor], Tensor]:
+    """torchvision's, of one decoded image 3×H×W."""
+    import_torchvision()
+    from torchvision.transforms import v2
+
+    return v2.Compose([
+        v2.Resize(SHORTER_SIDE, antialias=True), v2.CenterCrop(list(SPEC.input_size)),
+        v2.ToDtype(torch.float16, scale=True), v2.Normalize(SPEC.mean, SPEC.std),
+    ])  # fmt: skip
+
+
+def torchvision(images: list[np.ndarray]) -> Work:
+    prepare = transform()
+    pinned = [torch.from_numpy(image).permute(2, 0, 1).contiguous().pin_memory() for image in images]
+    return lambda: torch.stack([prepare(image.cuda(non_blocking=True)) for image in pinned])
 
 
 def dali(images: list[np.ndarray]) -> Work:
@@ -216,27 +227,25 @@ def dali(images: list[np.ndarray]) -> Work:
 
 def latency(path: Path, budget: float) -> dict[str, Any]:
     """One decoded photograph in the CPU's memory to logits there."""
-    import_torchvision()
-    from torchvision.transforms import v2
-
     image = np.random.default_rng(0).integers(0, 256, (1213, 1546, 3), np.uint8)
     runner = Runner(path, device="cuda", dtype="float16", batch_size=1)
     module = report.seeded(VARIANTS[0]).cuda().half().to(memory_format=torch.channels_last)
-    transform = v2.Compose([
-        v2.Resize(SHORTER_SIDE, antialias=True), v2.CenterCrop(list(SPEC.input_size)),
-        v2.ToDtype(torch.float16, scale=True), v2.Normalize(SPEC.mean, SPEC.std),
-    ])  # fmt: skip
 
-    def eager() -> Tensor:
-        with torch.inference_mode():
-            pixels = torch.from_numpy(image).cuda().permute(2, 0, 1)
-            return module(transform(pixels)[None].contiguous(memory_format=torch.channels_last)).cpu()
+    def eager() -> Work:
+        prepare = transform()
 
-    return attempt({"swsl": lambda: lambda: runner.logits([image]), "eager": lambda: eager}, budget)
+        def work() -> Tensor:
+            with torch.inference_mode():
+                pixels = torch.from_numpy(image).cuda().permute(2, 0, 1)
+                return module(prepare(pixels)[None].contiguous(memory_format=torch.channels_last)).cpu()
+
+        return work
+
+    return attempt({"swsl": lambda: lambda: runner.logits([image]), "eager": eager}, budget)
 
 
 def folder(path: Path, nvjpeg: bool, count: int = 512) -> dict[str, Any]:
-    """JPEG files to predictions: images a second, and the share of the time in which the GPU computed. With nvJPEG also what it does
+    """JPEG files to predictions, the share of the time in which the GPU computed, and what libjpeg needs on all cores. With nvJPEG also what it does
     to pixels, in steps of 1/255, and to logits."""
     from preprocess import photograph
 
@@ -254,10 +263,15 @@ def folder(path: Path, nvjpeg: bool, count: int = 512) -> dict[str, Any]:
         list(runner.stream(files))
         took = time.perf_counter() - start
         share = busy(lambda: list(runner.stream(files))) / took
+    start = time.perf_counter()
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        list(threads.map(decode_image, [data] * count))
+    decoding = time.perf_counter() - start
     row = {
         "seconds": {"swsl": took / count},
         "skipped": {},
         "gpu_busy": share,
+        "milliseconds_of_decoding_alone": decoding / count * 1e3,
         "reason": runner.info.reason,
     }
     if nvjpeg:
@@ -315,7 +329,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 32, 256], metavar="N")
     parser.add_argument(
-        "--dtypes", nargs="+", default=["float16", "bfloat16"], choices=("float16", "bfloat16")
+        "--dtypes", nargs="+", default=["float16", "bfloat16"], choices=("float16", "bfloat16", "float32")
     )
     parser.add_argument(
         "--peers", nargs="+", default=list(PEERS), choices=PEERS, help="of the forward pass (all of them)"

@@ -5,16 +5,14 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
+
+from swsl.variants import create_model
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import torch  # noqa: E402
-
-from swsl.variants import create_model  # noqa: E402
 
 
 def processor() -> str:

@@ -230,7 +230,7 @@ def test_a_batch_that_does_not_fit_is_split(frozen50: Path) -> None:
         assert relative_error(runner.forward(batch).cpu(), logits) <= TOLERANCES["float16"]
         torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**20) / total)
         with pytest.raises(RuntimeError, match="out of memory on cuda:0"):
-            runner.forward(torch.randn(1, 3, 4096, 4096))
+            runner.forward(torch.zeros(1, 3, 8192, 8192))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-#include "engine/cuda/parts.h"
+#include "engine/parts.h"
 
 #include <atomic>
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 #include "check.h"
 
-using namespace swsl::cuda;
+using namespace swsl;
 
 namespace {
 

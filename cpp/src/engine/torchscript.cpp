@@ -7,6 +7,7 @@
 #include "torchscript.h"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cstdio>
 #include <map>
@@ -26,6 +27,7 @@
 
 #include "batch_check.h"
 #include "forward_thread.h"
+#include "parts.h"
 
 namespace swsl {
 namespace {
@@ -235,26 +237,40 @@ class TorchScriptEngine final : public Engine {
   at::Tensor compute(const Program& program, std::size_t output, const at::Tensor& batch) {
     check_batch(batch);
     std::vector<at::Tensor> parts;
-    on_thread([&] {
+    const auto work = [&] {
       const c10::InferenceMode inference;
       const NoTf32 exact(options_.device.is_cuda() && options_.dtype == at::kFloat);
       const std::int64_t count = batch.size(0);
       const auto part = [&](const at::Tensor& images) { return program(as_input(images)).at(output).toTensor().to(at::kFloat); };
       // An empty batch still has to know its number of columns.
       if (count == 0) parts.push_back(part(at::zeros({1, 3, batch.size(2), batch.size(3)})).slice(0, 0, 0));
-      for (std::int64_t begin = 0; begin < count;) {
-        const auto left = static_cast<std::uint64_t>(std::min<std::int64_t>(count - begin, options_.max_batch));
-        const bool full = left == static_cast<std::uint64_t>(options_.max_batch);
-        const auto size = static_cast<std::int64_t>(full ? left : std::bit_floor(left));
-        parts.push_back(part(batch.narrow(0, begin, size)));
-        begin += size;
-      }
-    });
+      const auto compute_part = [&](std::int64_t begin, int size) {
+        const auto before = parts.size();
+        try {
+          for (const std::int64_t end = begin + size; begin < end;) {
+            const auto left = static_cast<std::uint64_t>(end - begin);
+            const auto images = static_cast<std::int64_t>(size == options_.max_batch ? left : std::bit_floor(left));
+            parts.push_back(part(batch.narrow(0, begin, images)));
+            begin += images;
+          }
+        } catch (...) {
+          parts.resize(before);
+          throw;
+        }
+      };
+      in_parts<c10::OutOfMemoryError>(count, most_, compute_part, [] {});
+    };
+    try {
+      on_thread(work);
+    } catch (const c10::OutOfMemoryError&) {
+      out_of_memory(batch, info_.device);
+    }
     // Cloned outside inference mode: a caller may want gradients of something computed from the result.
     return parts.size() == 1 ? parts.front().clone() : at::cat(parts);
   }
 
   EngineOptions options_;
+  std::atomic<int> most_ = options_.max_batch;  // images computed at a time; less after running out of memory
   EngineInfo info_;
   Form form_ = Form::plain;
   std::optional<Program> forward_;  // its outputs: logits, and the embedding unless there is

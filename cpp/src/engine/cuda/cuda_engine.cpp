@@ -30,7 +30,7 @@
 #include "engine/cpu/graph_reader.h"
 #include "engine/cuda/graph.h"
 #include "engine/cuda/network.h"
-#include "engine/cuda/parts.h"
+#include "engine/parts.h"
 
 namespace swsl {
 namespace {
@@ -68,16 +68,14 @@ struct Bucket {
 struct Lane {
   explicit Lane(at::Device device) : own_stream(device), stream(own_stream.get()) {}
 
-  // With the GPU done. Graphs share a pool of memory, for only one of a lane runs at a time; without graphs a pool is gone.
   void clear() {
     stream.synchronize();
     buckets.clear();
-    pool = at::cuda::graph_pool_handle();
   }
 
   const OwnStream own_stream;
   const c10::cuda::CUDAStream stream;
-  at::cuda::MempoolId_t pool = at::cuda::graph_pool_handle();
+  at::cuda::MempoolId_t pool{};  // of all its graphs, for only one runs at a time
   std::list<Bucket> buckets;  // the last used first
   bool busy = false;
 };
@@ -104,6 +102,21 @@ class CudaEngine final : public Engine {
     in_parts<c10::OutOfMemoryError>(
         max_batch_, most_, [&](std::int64_t, int size) { bucket_for(lane, size, shape[2], shape[3]); }, [&] { give_back(lane); });
     info_.reason = describe(bucket_for(lane, most_, shape[2], shape[3]));
+    // The kernels of a large batch are others than those of a small one.
+    const GoldenResult of_largest = model.check_golden(
+        [&](const at::Tensor& batch) {
+          const std::int64_t count = batch.size(0), size = std::max<std::int64_t>(most_, count);
+          return forward(batch.repeat({(size + count - 1) / count, 1, 1, 1}).narrow(0, 0, size)).narrow(0, 0, count);
+        },
+        options.tf32 ? at::kHalf : dtype_);
+    if (!(of_largest.relative_error <= info_.golden.relative_error)) info_.golden = of_largest;
+    for (Lane& other : lanes_) try {  // are ready too, if there is room for that
+        const c10::cuda::CUDAStreamGuard on_other(other.stream);
+        bucket_for(other, most_, shape[2], shape[3]);
+      } catch (const c10::OutOfMemoryError&) {
+        other.clear();
+        c10::cuda::CUDACachingAllocator::emptyCache();
+      }
   }
 
   ~CudaEngine() override {
@@ -127,13 +140,18 @@ class CudaEngine final : public Engine {
     const Turn turn(*this);
     after_caller(turn.lane);
     const c10::cuda::CUDAStreamGuard streams(turn.lane.stream);
-    auto& bucket = bucket_for(turn.lane, static_cast<int>(batch.size(0)), batch.size(2), batch.size(3));
-    const auto input = batch.to(device_).to(dtype_).contiguous(at::MemoryFormat::ChannelsLast);
-    const std::lock_guard measuring(building());
-    std::vector<LayerTime> times;
-    network_->run(input, bucket.methods, &times);
-    turn.lane.stream.synchronize();
-    return times;
+    try {
+      auto& bucket = bucket_for(turn.lane, static_cast<int>(batch.size(0)), batch.size(2), batch.size(3));
+      const auto input = batch.to(device_).to(dtype_).contiguous(at::MemoryFormat::ChannelsLast);
+      const std::lock_guard measuring(building());
+      std::vector<LayerTime> times;
+      network_->run(input, bucket.methods, &times);
+      turn.lane.stream.synchronize();
+      return times;
+    } catch (const c10::OutOfMemoryError&) {
+      throw std::runtime_error("out of memory on " + info_.device + " for a batch of " + std::to_string(batch.size(0)) +
+                               " images, which is profiled in one piece; take a smaller one");
+    }
   }
 
  private:
@@ -143,7 +161,8 @@ class CudaEngine final : public Engine {
 
   // Waits for a free lane; the first one whose memory is warm is preferred.
   struct Turn {
-    explicit Turn(CudaEngine& engine) : engine(engine), lane(engine.take_lane()) {}
+    explicit Turn(CudaEngine& engine) : Turn(engine, engine.take_lane()) {}
+    Turn(CudaEngine& engine, Lane& taken) : engine(engine), lane(taken) {}
     ~Turn() {
       {
         const std::lock_guard lock(engine.mutex_);
@@ -179,7 +198,6 @@ class CudaEngine final : public Engine {
     const Turn turn(*this);
     Lane& lane = turn.lane;
     after_caller(lane);
-    if (batch.device() == device_) batch.record_stream(lane.stream);
     at::Tensor result;
     const auto part = [&](std::int64_t begin, int size) {
       Bucket& bucket = bucket_for(lane, std::max(size, 1), height, width);
@@ -200,13 +218,16 @@ class CudaEngine final : public Engine {
       if (count == 0) part(0, 0);
       in_parts<c10::OutOfMemoryError>(count, most_, part, [&] { give_back(lane); });
     } catch (const c10::OutOfMemoryError&) {
-      throw std::runtime_error("out of memory on " + info_.device + ": not even one image of " + std::to_string(height) + " × " +
-                               std::to_string(width) + " (height × width) fits beside what the GPU holds already");
+      out_of_memory(batch, info_.device);
+    } catch (...) {
+      lane.stream.synchronize();  // what has been enqueued reads the batch
+      throw;
     }
     c10::Event done(c10::DeviceType::CUDA);
     done.record(lane.stream);
     done.block(caller);
     result.record_stream(caller);
+    if (batch.device() == device_) batch.record_stream(caller);  // which waits for the lane
     return result;
   }
 
@@ -249,6 +270,8 @@ class CudaEngine final : public Engine {
     network_->run(bucket.input, bucket.methods);  // libraries load what they need: not while capturing
     lane.stream.synchronize();
     c10::cuda::CUDACachingAllocator::emptyCache();  // what this took: the graph's pool has memory of its own
+    if (std::none_of(lane.buckets.begin(), lane.buckets.end(), [](const Bucket& other) { return other.graph != nullptr; }))
+      lane.pool = at::cuda::graph_pool_handle();  // a pool without graphs is gone for good
     try {
       bucket.graph = std::make_unique<Graph>(lane.pool, [&] { bucket.outputs = network_->run(bucket.input, bucket.methods); });
     } catch (const c10::OutOfMemoryError&) {
@@ -257,8 +280,6 @@ class CudaEngine final : public Engine {
       const std::string message = error.what();
       if (notes_.find("without CUDA graphs") == std::string::npos)
         notes_ += "; without CUDA graphs: " + message.substr(0, std::min<std::size_t>(message.find('\n'), 200));
-      if (std::none_of(lane.buckets.begin(), lane.buckets.end(), [](const Bucket& other) { return other.graph != nullptr; }))
-        lane.pool = at::cuda::graph_pool_handle();
       bucket.outputs = network_->run(bucket.input, bucket.methods);
     }
     lane.buckets.push_front(std::move(bucket));
@@ -279,13 +300,10 @@ class CudaEngine final : public Engine {
         if (lane.busy) continue;
         lane.busy = true;
       }
+      const Turn turn(*this, lane);
       lane.clear();
-      {
-        const std::lock_guard lock(mutex_);
-        lane.busy = false;
-      }
-      lane_free_.notify_one();
     }
+    const std::lock_guard capturing(building());  // while anybody captures, the allocator gives nothing back
     c10::cuda::CUDACachingAllocator::emptyCache();
   }
 

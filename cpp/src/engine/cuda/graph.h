@@ -32,15 +32,17 @@ class Graph {
  public:
   // Throws what `work` throws, or what made its operations no graph; the stream can be used again in either case.
   template <typename Work>
-  Graph(at::cuda::MempoolId_t pool, const Work& work) : device_(c10::cuda::getCurrentCUDAStream().device_index()), pool_(pool) {
-    const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+  Graph(at::cuda::MempoolId_t pool, const Work& work)
+      : device_(c10::cuda::getCurrentCUDAStream().device_index()), stream_(c10::cuda::getCurrentCUDAStream()), pool_(pool) {
     auto* const allocator = c10::cuda::CUDACachingAllocator::get();
-    forget_workspaces(stream);
-    allocator->beginAllocateToPool(device_, pool_, [stream](cudaStream_t other) { return other == stream; });
+    const auto times_full = [&] { return allocator->getDeviceStats(device_).num_ooms; };
+    const auto full_before = times_full();
+    forget_workspaces();
+    allocator->beginAllocateToPool(device_, pool_, [stream = stream_](cudaStream_t other) { return other == stream; });
     cudaGraph_t graph = nullptr;
     std::exception_ptr failure;
     // Other threads may go on using CUDA.
-    cudaError_t error = cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+    cudaError_t error = cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal);
     if (error == cudaSuccess) {
       mark_begin(allocator);
       try {
@@ -48,7 +50,7 @@ class Graph {
       } catch (...) {
         failure = std::current_exception();
       }
-      error = cudaStreamEndCapture(stream, &graph);
+      error = cudaStreamEndCapture(stream_, &graph);
       mark_end(allocator);
     }
     allocator->endAllocateToPool(device_, pool_);
@@ -56,14 +58,17 @@ class Graph {
     if (graph != nullptr) cudaGraphDestroy(graph);
     if (error == cudaSuccess && !failure) return;
     cudaGetLastError();
+    forget_workspaces();
     allocator->releasePool(device_, pool_);
+    // Libraries that find no memory try what a capture does not survive, and then tell of that.
+    TORCH_CHECK_WITH(OutOfMemoryError, error != cudaErrorMemoryAllocation && times_full() == full_before, "no memory for a CUDA graph");
     if (failure) std::rethrow_exception(failure);
-    TORCH_CHECK_WITH(OutOfMemoryError, error != cudaErrorMemoryAllocation, "CUDA graph: ", cudaGetErrorString(error));
     check(error);
   }
 
   ~Graph() {
     cudaGraphExecDestroy(graph_);
+    forget_workspaces();
     c10::cuda::CUDACachingAllocator::get()->releasePool(device_, pool_);
   }
   Graph(const Graph&) = delete;
@@ -72,11 +77,11 @@ class Graph {
 
  private:
   // cuBLAS's memory for this stream then comes from the graph's pool; memory from elsewhere could be given back under the graph.
-  static void forget_workspaces(cudaStream_t stream) {
+  void forget_workspaces() const {
 #if !__has_include(<ATen/cuda/CUDABlasWorkspace.h>)  // where it is, each call has its own
     for (auto* workspaces : {&at::cuda::cublas_handle_stream_to_workspace(), &at::cuda::cublaslt_handle_stream_to_workspace()}) {
       const std::unique_lock lock(workspaces->mutex);
-      std::erase_if(workspaces->map, [stream](const auto& entry) { return std::get<1>(entry.first) == static_cast<void*>(stream); });
+      std::erase_if(workspaces->map, [this](const auto& entry) { return std::get<1>(entry.first) == static_cast<void*>(stream_); });
     }
 #endif
   }
@@ -92,6 +97,7 @@ class Graph {
   }
 
   const c10::DeviceIndex device_;
+  const cudaStream_t stream_;
   const at::cuda::MempoolId_t pool_;
   cudaGraphExec_t graph_ = nullptr;
 };
@@ -121,9 +127,8 @@ class GpuTimer {
       last_ = std::make_unique<Graph>(last_ ? pool_ : pool_ = at::cuda::graph_pool_handle(), [&] {
         for (int i = 0; i < repeats; ++i) work();
       });
-    } catch (const c10::OutOfMemoryError&) {
-      throw;
-    } catch (const std::exception&) {  // work that no graph can hold
+    } catch (const std::exception&) {  // work that no graph can hold, or no memory for it
+      c10::cuda::CUDACachingAllocator::emptyCache();
       return fastest(work);
     }
     return fastest([&] { last_->replay(); }) / repeats;

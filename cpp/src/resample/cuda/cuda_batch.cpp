@@ -34,6 +34,10 @@ void copy_to_device(void* to, const void* from, std::size_t size, cudaStream_t s
   check(error == cudaSuccess ? nullptr : cudaGetErrorString(error));
 }
 
+[[noreturn]] void out_of_memory(at::Device device) {
+  throw std::runtime_error("out of memory on " + device.str() + " for the pixels of a batch; take a smaller batch_size");
+}
+
 Element element(at::ScalarType dtype) {
   return dtype == at::kFloat ? Element::float32 : dtype == at::kHalf ? Element::float16 : Element::bfloat16;
 }
@@ -202,15 +206,15 @@ class CudaBatch final : public BatchBuffer {
     Staging::Piece piece;
     {
       const std::lock_guard lock(mutex_);
-      if (taken_) {
-        done_.synchronize();
-        staging_.reset();
-        taken_ = false;
-      }
       try {
+        if (taken_) {
+          done_.synchronize();
+          staging_.reset();
+          taken_ = false;
+        }
         piece = staging_.take(slot.plan.bytes);
       } catch (const c10::OutOfMemoryError&) {
-        out_of_memory();
+        out_of_memory(device_);
       }
     }
     write(piece.host);
@@ -260,12 +264,8 @@ class CudaBatch final : public BatchBuffer {
     try {
       memory = at::empty({static_cast<std::int64_t>(bytes + bytes / 4)}, descriptors_.options());
     } catch (const c10::OutOfMemoryError&) {
-      out_of_memory();
+      out_of_memory(device_);
     }
-  }
-
-  [[noreturn]] void out_of_memory() const {
-    throw std::runtime_error("out of memory on " + device_.str() + " for the pixels of a batch; take a smaller batch_size");
   }
 
   const PreprocessSpec spec_;
@@ -293,7 +293,11 @@ class CudaBatch final : public BatchBuffer {
 
 std::unique_ptr<BatchBuffer> make_cuda_batch(const PreprocessSpec& spec, at::Device device, at::ScalarType dtype, Layout layout, int batch_size,
                                              WithPixels with_pixels, std::shared_ptr<const Nvjpeg> nvjpeg) {
-  return std::make_unique<CudaBatch>(spec, device, dtype, layout, batch_size, std::move(with_pixels), std::move(nvjpeg));
+  try {
+    return std::make_unique<CudaBatch>(spec, device, dtype, layout, batch_size, std::move(with_pixels), std::move(nvjpeg));
+  } catch (const c10::OutOfMemoryError&) {
+    out_of_memory(device);
+  }
 }
 
 }  // namespace swsl

@@ -5,7 +5,7 @@
 #include <atomic>
 #include <cstdint>
 
-namespace swsl::cuda {
+namespace swsl {
 
 // Calls compute(begin, size) for parts of `count` images of at most `most`. Where one throws OutOfMemory, `most` is halved for good,
 // so that no size is tried twice, give_back() frees what can be spared, and the same images are computed in smaller parts. A
@@ -37,4 +37,4 @@ inline int bucket_size(int size, int most) {
   return std::min(bucket, most);
 }
 
-}  // namespace swsl::cuda
+}  // namespace swsl

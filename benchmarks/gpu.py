@@ -165,17 +165,15 @@ def preprocessing(path: Path, budget: float, batch: int = 64) -> dict[str, Any]:
     """Decoded photographs to a float16 batch: the GPU's time for it, from its profile, but for copies to the GPU."""
     images = [np.random.default_rng(i).integers(0, 256, (1213, 1546, 3), np.uint8) for i in range(batch)]
     runner = Runner(path, device="cuda", dtype="float16", batch_size=batch)
-    works: dict[str, Work] = {}
-    skipped = {}
+    theirs, skipped = {}, {}
     for peer, prepare in (("torchvision", torchvision), ("DALI", dali)):
         try:
-            works[peer] = prepare(images)
+            theirs[peer] = on_device(prepare(images), lambda name: "Memcpy HtoD" not in name)
         except Exception as error:  # a peer that fails here is no reason to stop
             skipped[peer] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     kernels = on_device(lambda: runner.logits(images), lambda name: "_pass_kernel" in name)
     # The crop's share of the photograph, read once, and the batch, written once.
     needed = batch * (3 * (1213 * SPEC.crop_pct) ** 2 + 2 * 3 * SPEC.input_size[0] * SPEC.input_size[1])
-    theirs = {peer: on_device(work, lambda name: "Memcpy HtoD" not in name) for peer, work in works.items()}
     different = sum(
         int((row != preprocess(image)).sum())
         for row, image in zip(runner.preprocess(images), images, strict=True)

@@ -76,7 +76,7 @@ struct Lane {
   const OwnStream own_stream;
   const c10::cuda::CUDAStream stream;
   at::cuda::MempoolId_t pool{};  // of all its graphs, for only one runs at a time
-  std::list<Bucket> buckets;  // the last used first
+  std::list<Bucket> buckets;     // the last used first
   bool busy = false;
 };
 
@@ -110,13 +110,15 @@ class CudaEngine final : public Engine {
         },
         options.tf32 ? at::kHalf : dtype_);
     if (!(of_largest.relative_error <= info_.golden.relative_error)) info_.golden = of_largest;
-    for (Lane& other : lanes_) try {  // are ready too, if there is room for that
+    for (Lane& other : lanes_) {  // are ready too, where there is room for that
+      try {
         const c10::cuda::CUDAStreamGuard on_other(other.stream);
         bucket_for(other, most_, shape[2], shape[3]);
       } catch (const c10::OutOfMemoryError&) {
         other.clear();
         c10::cuda::CUDACachingAllocator::emptyCache();
       }
+    }
   }
 
   ~CudaEngine() override {

@@ -26,18 +26,16 @@ from pathlib import Path
 
 import report
 import torch
+from peers import timm_transform, torchvision_v2
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from swsl._torchvision import import_torchvision
 from swsl.export import export_model
 from swsl.output import csv_header, csv_row
-from swsl.preprocess import PreprocessSpec
 from swsl.runner import Runner
 from swsl.variants import create_model
 
 TOP_K = 5
-SPEC = PreprocessSpec()
 
 
 def make_photographs(source: Path, folder: Path, count: int, size: tuple[int, int]) -> list[str]:
@@ -75,23 +73,15 @@ class Photographs(Dataset[torch.Tensor]):
 
 def peers() -> dict[str, Callable[[str], torch.Tensor]]:
     """How others turn a file into a tensor; those that are installed."""
-    import_torchvision()
-    from timm.data import create_transform
-    from torchvision.transforms import v2
 
-    timm_transform = create_transform(
-        input_size=(3, *SPEC.input_size), crop_pct=SPEC.crop_pct, interpolation=SPEC.interpolation, mean=SPEC.mean, std=SPEC.std
-    )  # fmt: skip
-    found = {"Pillow + timm": lambda path: timm_transform(Image.open(path).convert("RGB"))}
+    of_pillow = timm_transform()
+    found = {"Pillow + timm": lambda path: of_pillow(Image.open(path).convert("RGB"))}
     try:
         import simplejpeg
     except ImportError as error:
         print(f"without simplejpeg: {error}")
         return found
-    v2_transform = v2.Compose([
-        v2.Resize(int(SPEC.input_size[0] / SPEC.crop_pct), antialias=True), v2.CenterCrop(list(SPEC.input_size)),
-        v2.ToDtype(torch.float32, scale=True), v2.Normalize(SPEC.mean, SPEC.std),
-    ])  # fmt: skip
+    v2_transform = torchvision_v2(torch.float32)
     found["simplejpeg + torchvision v2"] = lambda path: v2_transform(
         torch.from_numpy(simplejpeg.decode_jpeg(Path(path).read_bytes(), "RGB")).permute(2, 0, 1)
     )

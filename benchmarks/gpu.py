@@ -28,15 +28,13 @@ from typing import Any
 import numpy as np
 import report
 import torch
+from peers import SPEC, dali_steps, torchvision_v2
 from torch import Tensor
 
-from swsl._torchvision import import_torchvision
 from swsl.export import export_model, relative_error
-from swsl.preprocess import PreprocessSpec, preprocess
+from swsl.preprocess import preprocess
 from swsl.runner import Runner, decode_image
 
-SPEC = PreprocessSpec()
-SHORTER_SIDE = int(SPEC.input_size[0] / SPEC.crop_pct)
 PACKAGES = (
     "torch",
     "torchvision",
@@ -187,19 +185,8 @@ def preprocessing(path: Path, budget: float, batch: int = 64) -> dict[str, Any]:
     }
 
 
-def transform() -> Callable[[Tensor], Tensor]:
-    """torchvision's, of one decoded image 3×H×W."""
-    import_torchvision()
-    from torchvision.transforms import v2
-
-    return v2.Compose([
-        v2.Resize(SHORTER_SIDE, antialias=True), v2.CenterCrop(list(SPEC.input_size)),
-        v2.ToDtype(torch.float16, scale=True), v2.Normalize(SPEC.mean, SPEC.std),
-    ])  # fmt: skip
-
-
 def torchvision(images: list[np.ndarray]) -> Work:
-    prepare = transform()
+    prepare = torchvision_v2(torch.float16)
     pinned = [torch.from_numpy(image).permute(2, 0, 1).contiguous().pin_memory() for image in images]
     return lambda: torch.stack([prepare(image.cuda(non_blocking=True)) for image in pinned])
 
@@ -210,13 +197,7 @@ def dali(images: list[np.ndarray]) -> Work:
     @pipeline_def(batch_size=len(images), num_threads=8, device_id=0)
     def prepared() -> Any:
         pixels = fn.external_source(source=lambda: images, batch=True, layout="HWC").gpu()
-        small = fn.resize(
-            pixels, resize_shorter=SHORTER_SIDE, interp_type=types.INTERP_LINEAR, antialias=True
-        )
-        return fn.crop_mirror_normalize(
-            small, crop=SPEC.input_size, dtype=types.FLOAT16, output_layout="CHW",
-            mean=[255 * value for value in SPEC.mean], std=[255 * value for value in SPEC.std],
-        )  # fmt: skip
+        return dali_steps(pixels, types.FLOAT16)
 
     pipeline = prepared()
     pipeline.build()
@@ -230,7 +211,7 @@ def latency(path: Path, budget: float) -> dict[str, Any]:
     module = report.seeded(VARIANTS[0]).cuda().half().to(memory_format=torch.channels_last)
 
     def eager() -> Work:
-        prepare = transform()
+        prepare = torchvision_v2(torch.float16)
 
         def work() -> Tensor:
             with torch.inference_mode():

@@ -22,11 +22,10 @@ from typing import Any
 import numpy as np
 import report
 import torch
+from peers import SHORTER_SIDE, SPEC, dali_steps, timm_transform, torchvision_v2
 from PIL import Image, ImageOps
 
-from swsl._torchvision import import_torchvision
 from swsl.export import export_model, relative_error
-from swsl.preprocess import PreprocessSpec
 from swsl.resnext import ResNeXt
 from swsl.runner import Runner, decode_image
 from swsl.variants import create_model
@@ -41,8 +40,6 @@ PACKAGES = (
     "simplejpeg",
     "nvidia-dali-cuda130",
 )
-SPEC = PreprocessSpec()
-SHORTER_SIDE = int(SPEC.input_size[0] / SPEC.crop_pct)
 WORKS = ("JPEG → RGB", "RGB → tensor", "JPEG → tensor")
 Work = Callable[[], Any]
 
@@ -78,21 +75,13 @@ def normalise(pixels: np.ndarray) -> np.ndarray:
 
 def contenders(data: bytes) -> dict[str, dict[str, Work]]:
     """For each work, each tool's way to do it. The work's result is RGB H×W×3 or a tensor 3×H×W."""
-    import_torchvision()
-    from timm.data import create_transform
-    from torchvision.transforms import v2
 
     runner = tiny_runner()
     with Image.open(io.BytesIO(data)) as opened:
         pil = opened.convert("RGB")
     rgb = np.asarray(pil)
-    timm_transform = create_transform(
-        input_size=(3, *SPEC.input_size), crop_pct=SPEC.crop_pct, interpolation=SPEC.interpolation, mean=SPEC.mean, std=SPEC.std
-    )  # fmt: skip
-    v2_transform = v2.Compose([
-        v2.Resize(SHORTER_SIDE, antialias=True), v2.CenterCrop(list(SPEC.input_size)),
-        v2.ToDtype(torch.float32, scale=True), v2.Normalize(SPEC.mean, SPEC.std),
-    ])  # fmt: skip
+    of_pillow = timm_transform()
+    v2_transform = torchvision_v2(torch.float32)
 
     def planes(pixels: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(pixels).permute(2, 0, 1)  # a view in the layout that v2 resizes fastest
@@ -103,12 +92,12 @@ def contenders(data: bytes) -> dict[str, dict[str, Work]]:
     decode: dict[str, Work] = {"swsl": lambda: decode_image(data), "Pillow + timm": pillow_decode}
     resize: dict[str, Work] = {
         "swsl": lambda: runner.preprocess([rgb])[0],
-        "Pillow + timm": lambda: timm_transform(pil),
+        "Pillow + timm": lambda: of_pillow(pil),
         "torchvision v2": lambda: v2_transform(planes(rgb)),
     }
     both: dict[str, Work] = {
         "swsl": lambda: runner.preprocess([data])[0],
-        "Pillow + timm": lambda: timm_transform(pillow_decode()),
+        "Pillow + timm": lambda: of_pillow(pillow_decode()),
     }
     try:
         import simplejpeg
@@ -156,21 +145,12 @@ def dali(data: bytes, rgb: np.ndarray) -> tuple[Work, Work, Work]:
         "exec_pipelined": False,
     }
 
-    def resized(pixels: Any) -> Any:
-        small = fn.resize(
-            pixels, resize_shorter=SHORTER_SIDE, interp_type=types.INTERP_LINEAR, antialias=True
-        )
-        return fn.crop_mirror_normalize(
-            small, crop=SPEC.input_size, dtype=types.FLOAT, output_layout="CHW",
-            mean=[255 * value for value in SPEC.mean], std=[255 * value for value in SPEC.std],
-        )  # fmt: skip
-
     @pipeline_def(prefetch_queue_depth=1, **options)
     def pipeline(decodes: bool, resizes: bool) -> Any:
         value = fn.external_source(name="image", no_copy=True, layout=None if decodes else "HWC")
         if decodes:
             value = fn.decoders.image(value, device="cpu", output_type=types.RGB)
-        return resized(value) if resizes else value
+        return dali_steps(value, types.FLOAT) if resizes else value
 
     def work(decodes: bool, resizes: bool) -> Work:
         built = pipeline(decodes, resizes)

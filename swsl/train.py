@@ -13,10 +13,8 @@ uninterrupted one.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -25,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from ._torchvision import import_torchvision
 from .batches import rows_of
-from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint, variant_of
+from .checkpoint import Checkpoint, save_checkpoint, variant_of
 from .data import (
     DataError,
     EpochBatches,
@@ -42,10 +40,9 @@ from .optimisation import AveragedModel, learning_rate_at, make_optimizer, set_l
 from .progress import Progress
 from .recipe import RECIPES, TrainOptions
 from .resnext import ResNeXt
+from .resuming import fingerprint, load_run, run_to_resume
 from .run_folder import METRICS, WorstMistakes, write_errors, write_history
 from .starting import amp_dtype, mixing, starting_model
-
-_FREE_TO_CHANGE = {"output", "resume", "workers", "device", "checkpoint_steps", "max_corrupt"}
 
 
 class DivergenceError(RuntimeError):
@@ -316,35 +313,10 @@ class _Run:
         save_checkpoint(self.options.output / "last.pth", checkpoint)
 
     def _resume(self) -> None:
-        path = self.options.output / "last.pth"
-        seeing = self.processes.gather(path.exists())
-        if len(set(seeing)) > 1:  # they would train on from different weights, and nothing would show it
-            raise ValueError(
-                f"output: {seeing.count(True)} of {len(seeing)} processes find {path}; on several machines all must: "
-                "share the folder, or copy the file to each"
-            )
-        if not path.exists():
-            if self.options.resume:
-                self.report(f"{path} does not exist yet: starting from the beginning")
+        path = run_to_resume(self.options, self.processes, self.report)
+        if path is None:
             return
-        if not self.options.resume:
-            raise ValueError(
-                f"output: {self.options.output} holds a run already; continue it with --resume, or name another folder"
-            )
-        checkpoint = load_checkpoint(path)
-        state = checkpoint.training
-        if state is None:
-            raise ValueError(
-                f"output: {path} does not say how to resume; expected a file that training wrote"
-            )
-        here, there = self._fingerprint(), state["options"]
-        changed = [key for key in here if here[key] != there.get(key)]
-        if changed:
-            raise ValueError(
-                "resume: the run was started with "
-                + ", ".join(f"{key} {there.get(key)}, not {here[key]}" for key in changed)
-                + "; resume it with the same, or start another in a new folder"
-            )
+        checkpoint, state = load_run(path, self._fingerprint())
         self.model.load_state_dict(checkpoint.model.state_dict())
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
@@ -357,14 +329,7 @@ class _Run:
         self.report(f"resuming {path} after epoch {self.epoch}, step {self.step} of {self.batches.steps}")
 
     def _fingerprint(self) -> dict[str, str]:
-        """What a resumed run must share with its beginning, as JSON."""
-        values = {key: value for key, value in asdict(self.options).items() if key not in _FREE_TO_CHANGE}
-        values |= {
-            "data": str(self.options.data.resolve()),
-            "training images": len(self.train.paths),
-            "processes": self.processes.world,
-        }
-        return {key: json.dumps(value) for key, value in values.items()}
+        return fingerprint(self.options, len(self.train.paths), self.processes.world)
 
     def _note_corrupt(self, skipped: list[tuple[str, str]], progress: Progress) -> None:
         for path, error in skipped:

@@ -20,6 +20,8 @@ import torch
 
 import swsl
 from swsl._torchvision import import_torchvision
+from swsl.data import Augmentation
+from swsl.recipe import Architecture, TrainOptions
 from swsl.runner import Runner, build_info
 
 with contextlib.suppress(ImportError):  # a machine for `pytest -m cuda` need not have it
@@ -30,6 +32,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
 NAMES = tuple(swsl.VARIANTS)
+SMALL = Architecture((1, 1, 1, 1), groups=2, width_per_group=4)
+SMALL_ARGUMENTS = ("--scratch", "--architecture", "1,1,1,1:2x4", "--input-size", "32", "--no-flip")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -153,6 +157,21 @@ def few_digits(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def options(few_digits: Path, tmp_path: Path) -> TrainOptions:
+    """A run of a second or two."""
+    return TrainOptions(
+        data=few_digits, output=tmp_path / "run", scratch=True, architecture=SMALL, input_size=32, epochs=2,
+        batch_size=8, learning_rate=0.01, workers=0, device="cpu", augmentation=Augmentation(0.7, flip=False),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folders(few_digits: Path, tmp_path: Path) -> Path:
+    """A copy of the few digits that a test may damage."""
+    return Path(shutil.copytree(few_digits, tmp_path / "copy"))
+
+
 @pytest.fixture(scope="session")
 def photo() -> Path:
     return ROOT / "swsl" / "chelsea.jpg"
@@ -228,3 +247,15 @@ def server() -> Iterator[Server]:
 def subprocess_environment(**extra: str) -> dict[str, str]:
     """For subprocesses that shall import the same swsl as this process: the installed one under plain `pytest`."""
     return {**os.environ, "PYTHONPATH": str(Path(swsl.__file__).parents[1]), **extra}
+
+
+def swsl_command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "swsl", *map(str, arguments)]
+
+
+def run(*command: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, env=subprocess_environment()
+    )
+    assert result.returncode == code, result.stdout + result.stderr
+    return result

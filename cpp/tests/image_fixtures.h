@@ -4,8 +4,10 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <jpeglib.h>
@@ -133,6 +135,37 @@ inline Bytes jpeg_exif_block(int orientation) {
   const Bytes directory = exif_block(orientation);
   block.insert(block.end(), directory.begin(), directory.end());
   return block;
+}
+
+inline swsl::Image decode(const Bytes& bytes, const swsl::DecodeOptions& options = {}) {
+  return swsl::decode_image(bytes.data(), bytes.size(), options, "test.img");
+}
+
+// Every way in which colours can be stored smaller than brightness that a camera or editor writes, and some that none does.
+inline const std::vector<std::vector<std::pair<int, int>>> samplings = {
+    {{1, 1}, {1, 1}, {1, 1}}, {{2, 1}, {1, 1}, {1, 1}}, {{2, 2}, {1, 1}, {1, 1}}, {{1, 2}, {1, 1}, {1, 1}},
+    {{4, 1}, {1, 1}, {1, 1}}, {{4, 2}, {1, 1}, {1, 1}}, {{2, 2}, {2, 1}, {1, 2}}, {{2, 4}, {1, 1}, {1, 1}},
+};
+
+inline bool same_region(const swsl::ImageView& region, const swsl::Image& whole, const swsl::Rect& needed) {
+  if (region.height != whole.height || region.width != whole.width) return false;
+  for (int y = needed.top; y < needed.top + needed.height; ++y)
+    if (std::memcmp(region.data + y * region.row_stride + 3 * needed.left,
+                    whole.pixels.data() + (static_cast<std::size_t>(y) * whole.width + needed.left) * 3,
+                    static_cast<std::size_t>(needed.width) * 3) != 0)
+      return false;
+  return true;
+}
+
+inline std::string error_of(const Bytes& bytes, const swsl::Rect* needed = nullptr) {
+  swsl::ImageDecoder decoder;
+  try {
+    decoder.open(bytes.data(), bytes.size(), "test.img");
+    needed != nullptr ? decoder.decode(*needed) : decoder.decode();
+    return "";
+  } catch (const swsl::ImageError& error) {
+    return error.what();
+  }
 }
 
 }  // namespace fixtures

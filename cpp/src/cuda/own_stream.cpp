@@ -2,11 +2,11 @@
 
 #include <map>
 #include <mutex>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
 #include <c10/cuda/CUDAGuard.h>
+
+#include "cuda/check.h"
 
 namespace swsl {
 namespace {
@@ -34,8 +34,7 @@ c10::cuda::CUDAStream lend(c10::DeviceIndex device) {
   }
   const c10::cuda::CUDAGuard guard(device);
   cudaStream_t stream = nullptr;
-  if (const auto error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking); error != cudaSuccess)
-    throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+  cuda::check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   return c10::cuda::getStreamFromExternal(stream, device);
 }
 

@@ -97,7 +97,8 @@ class CudaEngine final : public Engine {
     const c10::cuda::CUDAStreamGuard guard(lane.stream);
     network_.emplace(std::move(network), device_, dtype_, options.tf32);
     // TF32 has float16's ten bits of mantissa, and so its tolerance.
-    info_.golden = model.check_golden([&](const at::Tensor& batch) { return forward(batch); }, options.tf32 ? at::kHalf : dtype_);
+    const auto tolerance_of = options.tf32 ? at::kHalf : dtype_;
+    info_.golden = model.check_golden([&](const at::Tensor& batch) { return forward(batch); }, tolerance_of);
     const auto& shape = model.metadata().golden.shape;
     in_parts<c10::OutOfMemoryError>(
         max_batch_, most_, [&](std::int64_t, int size) { bucket_for(lane, size, shape[2], shape[3]); }, [&] { give_back(lane); });
@@ -108,7 +109,7 @@ class CudaEngine final : public Engine {
           const std::int64_t count = batch.size(0), size = std::max<std::int64_t>(most_, count);
           return forward(batch.repeat({(size + count - 1) / count, 1, 1, 1}).narrow(0, 0, size)).narrow(0, 0, count);
         },
-        options.tf32 ? at::kHalf : dtype_);
+        tolerance_of);
     if (!(of_largest.relative_error <= info_.golden.relative_error)) info_.golden = of_largest;
     for (Lane& other : lanes_) {  // are ready too, where there is room for that
       try {

@@ -7,8 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <shared_mutex>
-#include <stdexcept>
-#include <string>
+#include <tuple>
 #include <utility>
 
 #include <ATen/cuda/CUDAContextLight.h>
@@ -17,11 +16,9 @@
 #include <c10/cuda/CUDAStream.h>
 #include <c10/util/Exception.h>
 
-namespace swsl::cuda {
+#include "cuda/check.h"
 
-inline void check(cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
-}
+namespace swsl::cuda {
 
 // What `work` enqueues on the current stream, an OwnStream, instead of being run; its memory comes from the pool, which is gone for
 // good with its last graph.

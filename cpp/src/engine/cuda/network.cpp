@@ -12,6 +12,7 @@
 #include <ATen/ATen.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include "cuda/check.h"
 #include "engine/cuda/graph.h"
 #include "engine/cuda/kernels.h"
 
@@ -23,10 +24,6 @@ using cpu::Operation;
 
 Number number(at::ScalarType dtype) {
   return dtype == at::kFloat ? Number::float32 : dtype == at::kHalf ? Number::float16 : Number::bfloat16;
-}
-
-void check(const char* error) {
-  if (error != nullptr) throw std::runtime_error(std::string("CUDA: ") + error);
 }
 
 std::array<std::int64_t, 2> two(int a, int b) { return {a, b}; }

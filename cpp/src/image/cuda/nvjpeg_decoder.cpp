@@ -11,6 +11,7 @@
 
 #include <c10/cuda/CUDAGuard.h>
 
+#include "cuda/check.h"
 #include "image/cuda/nvjpeg_functions.h"
 
 namespace swsl {
@@ -136,8 +137,7 @@ struct NvjpegDecoder::State {
   void decode_all(std::size_t begin, std::size_t end, cudaStream_t stream, std::vector<std::size_t>& refused) {
     const bool decoded = decode(begin, end, stream);
     if (decoded && end - begin == bytes.size()) return;
-    const cudaError_t error = functions.synchronize(stream);  // before the state is used again
-    if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+    cuda::check(functions.synchronize(stream));  // before the state is used again
     if (decoded) return;
     if (end - begin == 1) {
       refused.push_back(begin);

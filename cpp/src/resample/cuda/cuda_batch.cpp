@@ -14,6 +14,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include "cuda/check.h"
 #include "cuda/own_stream.h"
 #include "image/buffer.h"
 #include "resample/cuda/passes.h"
@@ -24,14 +25,10 @@ namespace swsl {
 namespace {
 
 using namespace resample;
-
-void check(const char* error) {
-  if (error != nullptr) throw std::runtime_error(std::string("CUDA: ") + error);
-}
+using cuda::check;
 
 void copy_to_device(void* to, const void* from, std::size_t size, cudaStream_t stream) {
-  const auto error = cudaMemcpyAsync(to, from, size, cudaMemcpyHostToDevice, stream);
-  check(error == cudaSuccess ? nullptr : cudaGetErrorString(error));
+  check(cudaMemcpyAsync(to, from, size, cudaMemcpyHostToDevice, stream));
 }
 
 [[noreturn]] void out_of_memory(at::Device device) {

@@ -9,6 +9,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from .fingerprint import fingerprint
 from .image import ImageError, ImageSource
 from .labels import LABELS
 from .prediction import Prediction, Result, top_predictions
@@ -71,6 +72,11 @@ class EagerRunner:
         self.device = pick_device(device)
         self.model = model.eval().to(self.device)
         self.batch_size = batch_size
+
+    @property
+    def fingerprint(self) -> str:
+        """See `swsl.fingerprint.fingerprint`. Reads all weights."""
+        return fingerprint(self.model, self.spec, self.labels)
 
     def __repr__(self) -> str:
         return f"eager PyTorch {torch.__version__} on {self.device}"

@@ -22,13 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .fingerprint import fingerprint
 from .labels import LABELS
 from .output import replacing
 from .preprocess import PreprocessSpec
 from .resnext import ResNeXt
 from .version import __version__
 
-FORMAT = 1
+FORMAT = 2
 METADATA_FILE = "swsl.json"
 
 TOLERANCES = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 1e-2}
@@ -150,6 +151,7 @@ def export_model(
         "labels": list(labels),
         "license": license or (variant.license if variant else None),
         "weights_sha256": weights_sha256,
+        "fingerprint": fingerprint(eager, spec, labels),
         "versions": {"swsl": __version__, "torch": torch.__version__},
         "golden": {
             "shape": list(golden.shape),
@@ -201,7 +203,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ModelError(f"{path}: no {METADATA_FILE} inside; expected a module that `swsl export` wrote")
     if metadata.get("format") != FORMAT:
         raise ModelError(
-            f"{path}: is of format {metadata.get('format')}, this version of swsl reads format {FORMAT}"
+            f"{path}: is of format {metadata.get('format')!r}, this version of swsl reads format {FORMAT}; export it again"
         )
     return metadata
 
@@ -245,7 +247,7 @@ def cached_export(name: str, weights: str | os.PathLike[str] | None = None) -> P
     source = find_weights(find_variant(name), weights)
     digest = file_sha256(source)
     folder = Path(torch.hub.get_dir(), "swsl")
-    path = folder / f"{name}-{digest[:16]}-swsl{__version__}-torch{torch.__version__}.pt"
+    path = folder / f"{name}-{digest[:16]}-format{FORMAT}-swsl{__version__}-torch{torch.__version__}.pt"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         loaded = load_model(name, source)

@@ -38,9 +38,15 @@ class FrozenRunner(EagerRunner):
             raise ModelError(f"{path}: cannot be loaded: {str(error).splitlines()[0]}") from error
         self.spec = spec or PreprocessSpec(**metadata["preprocess"])
         self.labels = tuple(metadata["labels"])
+        self._fingerprint: str = metadata["fingerprint"]
         if batch_size < 1:
             raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
         self.batch_size = batch_size
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model that was frozen."""
+        return self._fingerprint
 
     def __repr__(self) -> str:
         return f"frozen TorchScript, PyTorch {torch.__version__} on {self.device}"

@@ -158,6 +158,7 @@ class Runner:
         self.metadata: dict[str, Any] = json.loads(self._runner.metadata())
         self.labels: tuple[str, ...] = tuple(self.metadata["labels"])
         self.spec = PreprocessSpec(**self.metadata["preprocess"])
+        self.fingerprint: str = self.metadata["fingerprint"]
 
     def __repr__(self) -> str:
         return f"compiled runner ({self.info.name}, {self.info.dtype}) on {self.info.device}"

@@ -14,6 +14,7 @@ from conftest import NAMES, ROOT, save_published_layout, seed_model, seeded_mode
 
 import swsl
 from swsl import cli, export
+from swsl.frozen import FrozenRunner
 from swsl.labels import LABELS
 
 
@@ -77,7 +78,7 @@ def test_the_graph_is_plain(frozen50: Path) -> None:
 def test_metadata_says_what_deployment_needs(frozen50: Path) -> None:
     metadata = export.read_metadata(frozen50)
     variant = swsl.VARIANTS["swsl_resnext50_32x4d"]
-    assert metadata["format"] == 1
+    assert metadata["format"] == 2
     assert metadata["variant"] == variant.name
     assert metadata["architecture"] == {
         "layers": [3, 4, 6, 3],
@@ -178,8 +179,10 @@ def test_bad_files_are_refused(tmp_path: Path, frozen_small: Path) -> None:
     (tmp_path / "cut.pt").write_bytes(frozen_small.read_bytes()[:-100])
     with pytest.raises(export.ModelError, match="cut.pt: not a TorchScript archive, or damaged"):
         export.verify(tmp_path / "cut.pt")
-    with pytest.raises(export.ModelError, match="is of format 2, this version of swsl reads format 1"):
-        export.verify(rewrite(frozen_small, lambda metadata: metadata.update(format=2)))
+    with pytest.raises(
+        export.ModelError, match="is of format 1, this version of swsl reads format 2; export it again"
+    ):
+        export.verify(rewrite(frozen_small, lambda metadata: metadata.update(format=1)))
 
 
 def test_verify_finds_a_module_that_computes_something_else(
@@ -223,3 +226,19 @@ def test_a_variant_is_frozen_once_for_its_weights(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(export, "export_model", None)
     assert export.cached_export(name, tmp_path / "w.pth") == paths[1]
     assert ROOT not in paths[0].parents
+
+
+def test_fingerprints_tell_models_apart(frozen_small: Path, tmp_path: Path) -> None:
+    labels = ["cat", "dög", 'a "quoted" fish']
+    found = swsl.EagerRunner(small_model(), spec=SMALL_SPEC, labels=labels).fingerprint
+    assert (
+        found == export.read_metadata(frozen_small)["fingerprint"] == FrozenRunner(frozen_small).fingerprint
+    )
+    other = small_model()
+    other.layer4[0].bn2.running_var[0] *= 1.0001
+    others = [
+        swsl.EagerRunner(other, spec=SMALL_SPEC, labels=labels),
+        swsl.EagerRunner(small_model(), spec=swsl.PreprocessSpec((64, 48), 0.8, "bicubic"), labels=labels),
+        swsl.EagerRunner(small_model(), spec=SMALL_SPEC, labels=labels[::-1]),
+    ]
+    assert len({found, *(runner.fingerprint for runner in others)}) == 4

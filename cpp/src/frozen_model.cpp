@@ -20,7 +20,7 @@
 namespace swsl {
 namespace {
 
-constexpr std::int64_t known_format = 1;
+constexpr std::int64_t known_format = 2;
 constexpr const char* metadata_record = "extra/swsl.json";
 
 // LibTorch's messages end in a C++ backtrace, which tells a user nothing.
@@ -113,6 +113,7 @@ Metadata parse_metadata(std::string text) {
   for (const auto& label : root.at("labels").items()) metadata.labels.push_back(label.string());
   metadata.license = optional_string(root.at("license"));
   metadata.weights_sha256 = optional_string(root.at("weights_sha256"));
+  metadata.fingerprint = root.at("fingerprint").string();
   metadata.swsl_version = root.at("versions").at("swsl").string();
   metadata.torch_version = root.at("versions").at("torch").string();
   metadata.golden.shape = integers(root.at("golden").at("shape"));

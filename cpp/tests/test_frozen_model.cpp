@@ -12,12 +12,13 @@ using swsl::ModelError;
 TEST(metadata_are_what_the_exporter_wrote) {
   const auto model = FrozenModel::load(data("tiny.pt"));
   const auto& m = model.metadata();
-  CHECK_EQ(m.format, 1);
+  CHECK_EQ(m.format, 2);
   CHECK(!m.variant);
   CHECK_EQ(m.labels.size(), 10u);
   CHECK_EQ(m.labels[9], "a, \"quoted\" é");
   CHECK_EQ(m.license.value(), "none");
   CHECK(!m.weights_sha256);
+  CHECK_EQ(m.fingerprint.size(), 64u);
   CHECK(m.architecture.layers == std::vector<std::int64_t>(4, 1));
   CHECK_EQ(m.architecture.groups, 4);
   CHECK_EQ(m.architecture.num_classes, 10);
@@ -40,7 +41,7 @@ TEST(every_kind_of_wrong_file_is_named_with_what_it_is) {
   CHECK_THROWS(ModelError, "weights have to be exported first", load("weights.pth"));
   CHECK_THROWS(ModelError, "a TorchScript module without swsl.json", load("no_json.pt"));
   CHECK_THROWS(ModelError, "bad_json.pt: swsl.json inside it: JSON: expected a key in quotes at offset 13", load("bad_json.pt"));
-  CHECK_THROWS(ModelError, "format 9, this version of swsl knows format 1 only; update swsl", load("format_9.pt"));
+  CHECK_THROWS(ModelError, "format 9, this version of swsl knows format 2 only; update swsl", load("format_9.pt"));
   CHECK_THROWS(ModelError, "labels: expected 10 (architecture.num_classes), found 1", load("few_labels.pt"));
   CHECK_THROWS(ModelError, "unfrozen.pt: ", load("unfrozen.pt"));
 }

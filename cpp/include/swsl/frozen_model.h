@@ -61,6 +61,7 @@ struct Metadata {
   std::vector<std::string> labels;  // num_classes
   std::optional<std::string> license;
   std::optional<std::string> weights_sha256;
+  std::string fingerprint;    // of weights, preprocessing and labels: what tells models apart
   std::string swsl_version;   // that exported it
   std::string torch_version;  // likewise
   Golden golden;

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -87,6 +88,16 @@ def save_published_layout(model: torch.nn.Module, path: Path) -> Path:
     )
     torch.save(state, path, _use_new_zipfile_serialization=False)
     return path
+
+
+def rewrite_archive(path: Path, change: Callable[[str, bytes], bytes], target: Path | None = None) -> Path:
+    """The same zip archive, of the entries that ``change`` makes of their names and bytes; in its own place by default."""
+    with zipfile.ZipFile(path) as archive:
+        contents = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(target or path, "w") as archive:
+        for name, data in contents.items():
+            archive.writestr(name, change(name, data))
+    return target or path
 
 
 def cuda_marks() -> list[pytest.MarkDecorator]:

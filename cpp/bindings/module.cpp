@@ -201,7 +201,7 @@ py::dict info(const swsl::Runner& runner) {
   out["threads"] = info.threads;
   out["batch_size"] = runner.batch_size();
   out["reason"] = info.reason;
-  out["golden_error"] = info.golden.relative_error;
+  out["golden_error"] = info.golden.errors.largest();
   out["golden_tolerance"] = info.golden.tolerance;
   return out;
 }

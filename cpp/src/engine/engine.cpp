@@ -64,6 +64,15 @@ std::unique_ptr<Engine> make_engine(const FrozenModel& model, const EngineOption
   if (options.dtype == at::ScalarType::Undefined && !options.tf32) return make_fastest_engine(model, options);
   if (options.tf32 && (options.dtype != at::kFloat || !options.device.is_cuda()))
     throw std::invalid_argument("tf32: expected dtype float32 on a CUDA device, got " + dtype_name(options.dtype) + " on " + options.device.str());
+  // What a narrow dtype rounds hides what may be wrong with the file, so that is looked for in float32.
+  if (options.dtype != at::kFloat || options.tf32) {
+    EngineOptions exact = options;
+    exact.device = at::kCPU;
+    exact.dtype = at::kFloat;
+    exact.tf32 = false;
+    exact.max_batch = 1;
+    make_engine(model, exact);
+  }
   std::string why_not;
   if (options.device.is_cpu()) {
     if (auto engine = make_cpu_engine(model, options, why_not)) return engine;

@@ -50,7 +50,7 @@ def logits_scale(weight_norms: Sequence[float], biases: Sequence[float], feature
 
 def classifier_sizes(model: ResNeXt) -> tuple[list[float], list[float]]:
     """For each class the norm of its weights and the magnitude of its bias."""
-    weight, bias = model.fc.weight.detach().double().cpu(), model.fc.bias.detach().double().cpu()
+    weight, bias = (model.get_parameter(f"fc.{part}").detach().double().cpu() for part in ("weight", "bias"))
     return weight.norm(dim=1).tolist(), bias.abs().tolist()
 
 

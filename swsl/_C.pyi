@@ -15,6 +15,7 @@ class Runner:
         *,
         device: str,
         dtype: str,
+        cores: int,
         threads: int,
         batch_size: int,
         exif_orientation: bool,

@@ -38,6 +38,8 @@ def pick_device(device: str) -> torch.device:
 class EagerRunner:
     """Images to predictions through a `ResNeXt` in eager PyTorch.
 
+    PyTorch hangs in a process forked off one that has used it: start processes by "spawn", or use the compiled runner.
+
     Args:
         model: put into evaluation mode and moved to ``device``.
         spec: the preprocessing; the variant's own by default.

@@ -209,6 +209,21 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     return metadata
 
 
+def made_anew(kind: Any, path: str, options: dict[str, Any], fingerprint: str) -> Any:
+    """A runner of a frozen module where a pickle of it arrives: ``kind(path, **options)``.
+
+    Raises:
+        ModelError: the file holds another model than the one of this fingerprint.
+    """
+    runner = kind(path, **options)
+    if runner.fingerprint != fingerprint:
+        raise ModelError(
+            f"{path}: holds another model than when its runner was pickled or copied (fingerprint "
+            f"{runner.fingerprint[:16]}…, expected {fingerprint[:16]}…); put the file back, or make a new runner"
+        )
+    return runner
+
+
 def verify(path: str | os.PathLike[str]) -> float:
     """Repeat a frozen module's golden check in TorchScript on the CPU.
 

@@ -16,9 +16,9 @@ from typing import Any, Literal, NamedTuple, SupportsIndex
 import torch
 from torch import Tensor
 
-from .export import ModelError
+from .export import ModelError, made_anew
 from .image import ImageError, ImageSource, several
-from .native import PACKAGE, extension, prepare
+from .native import PACKAGE, extension, joined, prepare
 from .prediction import Prediction, Result
 from .preprocess import PreprocessSpec
 
@@ -96,7 +96,8 @@ class Runner:
 
     Images are paths, URLs, the bytes of image files, Pillow images, or uint8 arrays or tensors H×W×3 (RGB). JPEG and
     PNG are decoded in C++, other formats by Pillow; the pixels are the same. Any number of threads may call one runner.
-    After a fork the child has to make its own.
+    After a fork the child has to make its own, which always works. A runner pickles as its path and options, and is made
+    anew where it arrives; a file that holds another model by then is a ModelError.
 
     Args:
         model: the ``.pt`` that `swsl export` wrote.
@@ -105,8 +106,11 @@ class Runner:
             measured once for a machine and model, and bfloat16 only if its logits are within the tolerance. On a GPU
             also "tf32": float32 whose products are of numbers rounded to 10 bits of mantissa, in float16's tolerance;
             "float32" never does that. Logits are always float32.
-        threads: that compute the forward pass on a CPU, and that decode and preprocess the images of a batch before it;
-            0: as many as this process may use cores, by its affinity and its cgroup's CPU quota.
+        cores: that forward pass and image decoding share; all threads of this runner together never keep more busy. 0: as
+            many as this process may use, by its affinity, its cgroup's CPU quota and ``OMP_NUM_THREADS``, the smallest of
+            them.
+        threads: that compute the forward pass on a CPU, and that decode and preprocess the images of a batch before it, at
+            most ``cores``; 0: as many as ``cores``.
         batch_size: how many images one forward pass takes at most; 0: 16 on a CPU, 64 on a GPU.
         exif_orientation: turn images as their EXIF tag says. Off by default, as in timm and torchvision.
         dct_scaling: inexact. JPEGs of at least four times the size that they are resized to are shrunk inside the decoder,
@@ -128,6 +132,7 @@ class Runner:
         *,
         device: str = "cpu",
         dtype: str = "float32",
+        cores: int = 0,
         threads: int = 0,
         batch_size: int = 0,
         exif_orientation: bool = False,
@@ -137,20 +142,22 @@ class Runner:
         self._module = extension()
         _check_types("a path", (str, os.PathLike), model=model)
         _check_types("a string", str, device=device, dtype=dtype)
-        _check_types("a whole number", SupportsIndex, threads=threads, batch_size=batch_size)
+        _check_types("a whole number", SupportsIndex, cores=cores, threads=threads, batch_size=batch_size)
         _check_types(
             "True or False", bool, exif_orientation=exif_orientation, dct_scaling=dct_scaling, nvjpeg=nvjpeg
         )
-        self._runner = self._module.Runner(
-            os.fspath(model),
-            device=device,
-            dtype=dtype,
-            threads=threads,
-            batch_size=batch_size,
-            exif_orientation=exif_orientation,
-            dct_scaling=dct_scaling,
-            nvjpeg=nvjpeg,
-        )
+        self._options: dict[str, Any] = {
+            "device": device,
+            "dtype": dtype,
+            "cores": cores,
+            "threads": threads,
+            "batch_size": batch_size,
+            "exif_orientation": exif_orientation,
+            "dct_scaling": dct_scaling,
+            "nvjpeg": nvjpeg,
+        }
+        self._path = os.path.abspath(os.fspath(model))
+        self._runner = self._module.Runner(os.fspath(model), **self._options)
         self._exif_orientation = exif_orientation
         self.info = EngineInfo(**self._runner.info())
         self.batch_size = self.info.batch_size
@@ -159,6 +166,9 @@ class Runner:
         self.labels: tuple[str, ...] = tuple(self.metadata["labels"])
         self.spec = PreprocessSpec(**self.metadata["preprocess"])
         self.fingerprint: str = self.metadata["fingerprint"]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return made_anew, (type(self), self._path, self._options, self.fingerprint)
 
     def __repr__(self) -> str:
         return f"compiled runner ({self.info.name}, {self.info.dtype}) on {self.info.device}"
@@ -204,7 +214,7 @@ class Runner:
             sources: images; an endless generator is fine. Bytes, arrays and tensors must not be changed before their
                 result is there.
             batch_size: images in one forward pass; 0: the runner's.
-            workers: threads that read, decode and preprocess; 0: as many as this process may use cores. They and the
+            workers: threads that read, decode and preprocess; 0: as many as the runner has cores. They and the
                 forward pass share the cores and never keep more threads busy than there are, so more workers only help
                 where reading files is slow.
             top_k: classes for each image, where predictions are asked for.
@@ -298,7 +308,7 @@ class Runner:
         if not parts:
             rows, _ = method([])
             parts.append(rows)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return parts[0] if len(parts) == 1 else joined(parts)
 
     def _try_prepare(self, source: ImageSource) -> Any:
         try:

@@ -250,13 +250,13 @@ PYBIND11_MODULE(_C, m) {
   py::register_exception_translator(&translate);
   using swsl::Runner;
   py::class_<Runner>(m, "Runner")
-      .def(py::init([](const std::string& model, std::string device, std::string dtype, int threads, int batch_size,
+      .def(py::init([](const std::string& model, std::string device, std::string dtype, int cores, int threads, int batch_size,
                        bool exif_orientation, bool dct_scaling, bool nvjpeg) {
              const py::gil_scoped_release no_gil;
-             return std::make_unique<Runner>(model, swsl::RunnerOptions{std::move(device), std::move(dtype), threads, batch_size,
+             return std::make_unique<Runner>(model, swsl::RunnerOptions{std::move(device), std::move(dtype), cores, threads, batch_size,
                                                                         exif_orientation, dct_scaling, nvjpeg});
            }),
-           py::arg("model"), py::kw_only(), py::arg("device"), py::arg("dtype"), py::arg("threads"), py::arg("batch_size"),
+           py::arg("model"), py::kw_only(), py::arg("device"), py::arg("dtype"), py::arg("cores"), py::arg("threads"), py::arg("batch_size"),
            py::arg("exif_orientation"), py::arg("dct_scaling"), py::arg("nvjpeg"))
       .def("classify", &classify, py::arg("images"), py::arg("top_k"))
       .def("logits", &batch<&Runner::logits>, py::arg("images"))

@@ -16,6 +16,7 @@
 
 #include <swsl/engine.h>
 
+#include "fresh_thread.h"
 #include "json.h"
 
 namespace swsl {
@@ -182,7 +183,7 @@ FrozenModel FrozenModel::load(const std::string& path) {
   state->path = path;
   state->metadata = read_metadata(path);
   try {
-    state->module = torch::jit::load(path, at::kCPU);
+    state->module = on_fresh_thread([&] { return torch::jit::load(path, at::kCPU); });
   } catch (const std::exception& error) {
     throw ModelError(path + ": LibTorch cannot load it: " + first_lines(error));
   }

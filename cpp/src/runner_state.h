@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include <unistd.h>
+
 #include <swsl/preprocessor.h>
 #include <swsl/runner.h>
 
@@ -61,6 +63,11 @@ struct Runner::State {
 
   std::string preprocess(const ImageSource& source, float* output, const std::function<void()>& when_read = {});
 
+  // As BatchBuffer::prepare, on one of the cores; and the engine's answers, computed on as many as it has threads.
+  std::string prepare(BatchBuffer& buffer, const ImageSource& image, std::size_t place);
+  at::Tensor forward(const at::Tensor& batch);
+  at::Tensor embed(const at::Tensor& batch);
+
   // For batches on their way to the engine: made by the GPU where it computes them and this build has the kernels.
   std::unique_ptr<BatchBuffer> make_buffer(int size);
 
@@ -72,6 +79,9 @@ struct Runner::State {
   template <typename Compute>
   BatchResult run(std::span<const ImageSource> images, BatchBuffer& buffer, const Compute& compute);
 
+  // Throws in a process that was forked off after the runner was made.
+  void check_own_process() const;
+
   std::vector<Prediction> predictions(const at::Tensor& logits_row, int top_k) const;
 
   const Metadata metadata;
@@ -80,7 +90,7 @@ struct Runner::State {
   const std::shared_ptr<const Nvjpeg> nvjpeg;  // null unless the options ask for it
   const std::unique_ptr<Engine> engine;
   const EngineInfo info;  // the engine's, with what the runner has to add
-  CoreBudget cores;  // shared by the streams of this runner
+  CoreBudget cores;  // shared by all calls and streams of this runner
   Decoders decoders;
   WorkerPool workers;
 
@@ -88,6 +98,7 @@ struct Runner::State {
   bool prepares_on_gpu() const;
   std::unique_ptr<BatchBuffer> take_buffer();
 
+  const pid_t process_ = getpid();
   std::mutex mutex_;
   std::vector<std::unique_ptr<BatchBuffer>> idle_;  // of batch_size images, handed from call to call
 };

@@ -24,18 +24,15 @@ const StreamOptions& checked(const StreamOptions& options) {
 
 Stream::Stream(const Runner& runner, const StreamOptions& options) : options_(checked(options)), runner_(runner.state_) {
   auto& state = *runner_;
+  state.check_own_process();
   PipelineOptions pipeline;
   pipeline.batch_size = options.batch_size ? options.batch_size : state.batch_size;
-  pipeline.workers = options.workers ? options.workers : available_cores();
+  pipeline.workers = options.workers ? options.workers : state.cores.total();
   pipeline.at_once = state.engine->info().at_once;
   pipeline.make_buffer = [&state, size = pipeline.batch_size] { return state.make_buffer(size); };
-  pipeline.prepare = [&state](BatchBuffer& buffer, const ImageSource& image, std::size_t place) {
-    CoreBudget::Hold core;
-    return buffer.prepare(image, place, [&] { core = state.cores.for_image(); });
-  };
+  pipeline.prepare = [&state](BatchBuffer& buffer, const ImageSource& image, std::size_t place) { return state.prepare(buffer, image, place); };
   pipeline.compute = [&state, embed = options.output == Output::embedding](const at::Tensor& batch) {
-    const auto cores = state.cores.for_forward(state.engine->info().threads);
-    return (embed ? state.engine->embed(batch) : state.engine->forward(batch)).to(at::kCPU);
+    return (embed ? state.embed(batch) : state.forward(batch)).to(at::kCPU);
   };
   pipeline_ = std::make_unique<Pipeline>(std::move(pipeline));
 }

@@ -37,8 +37,11 @@ struct RunnerOptions {
   // machine and model, bfloat16 only if its logits are within the tolerance. On CUDA also "tf32": float32 whose products are of
   // numbers rounded to 10 bits of mantissa; "float32" never does that. Logits are float32.
   std::string dtype = "float32";
-  // That compute the forward pass on a CPU, and that decode and preprocess the images of a batch before it. 0: as many as
-  // this process may use cores, by its affinity and its cgroup's CPU quota.
+  // That forward pass and image decoding share; all threads of this runner and its streams together never keep more busy. 0: as many
+  // as this process may use, by its affinity, its cgroup's CPU quota and OMP_NUM_THREADS, the smallest of them.
+  int cores = 0;
+  // That compute the forward pass on a CPU, and that decode and preprocess the images of a batch before it, at most `cores`.
+  // 0: as many as `cores`.
   int threads = 0;
   int batch_size = 0;  // images in one forward pass at most; 0: 16 on a CPU, 64 on CUDA
   bool exif_orientation = false;  // turn images as their EXIF tag says (timm and torchvision do not)

@@ -44,7 +44,7 @@ enum class Output { predictions, embedding, logits };
 
 struct StreamOptions {
   int batch_size = 0;  // images in one forward pass; 0: the runner's
-  int workers = 0;     // threads that read, decode and preprocess; 0: as many as this process may use cores
+  int workers = 0;     // threads that read, decode and preprocess; 0: as many as the runner has cores
   int top_k = 5;       // predictions of an image; a model with fewer classes gives all of them
   Output output = Output::predictions;
 };

@@ -236,7 +236,8 @@ class TorchScriptEngine final : public Engine {
   at::Tensor compute(const Program& program, std::size_t output, const at::Tensor& batch) {
     check_batch(batch);
     std::vector<at::Tensor> parts;
-    const auto work = [&] {
+    at::Tensor whole;
+    const auto compute_all = [&] {
       const c10::InferenceMode inference;
       const NoTf32 exact(options_.device.is_cuda() && options_.dtype == at::kFloat);
       const std::int64_t count = batch.size(0);
@@ -259,13 +260,17 @@ class TorchScriptEngine final : public Engine {
       };
       in_parts<c10::OutOfMemoryError>(count, most_, compute_part, [] {});
     };
+    const auto work = [&] {
+      compute_all();
+      // Copied outside inference mode: a caller may want gradients of something computed from the result.
+      whole = parts.size() == 1 ? parts.front().clone() : at::cat(parts);
+    };
     try {
       on_thread(work);
     } catch (const c10::OutOfMemoryError&) {
       out_of_memory(batch, info_.device);
     }
-    // Cloned outside inference mode: a caller may want gradients of something computed from the result.
-    return parts.size() == 1 ? parts.front().clone() : at::cat(parts);
+    return whole;
   }
 
   EngineOptions options_;

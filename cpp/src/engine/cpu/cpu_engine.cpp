@@ -18,6 +18,7 @@
 #include "engine/cpu/pack.h"
 #include "engine/cpu/plan.h"
 #include "engine/cpu/thread_pool.h"
+#include "fresh_thread.h"
 #include "turns.h"
 
 namespace swsl {
@@ -62,7 +63,9 @@ class CpuEngine final : public Engine {
   at::Tensor compute(const at::Tensor& batch, bool features, std::vector<LayerTime>* times, float* features_too = nullptr) {
     check_batch(batch);
     check_process(process_, "its threads stayed behind");
-    const at::Tensor input = batch.detach().to(at::kCPU, at::kFloat).contiguous();
+    const bool as_needed = batch.is_cpu() && batch.scalar_type() == at::kFloat && batch.is_contiguous();
+    const auto convert = [&] { return batch.detach().to(at::kCPU, at::kFloat).contiguous(); };
+    const at::Tensor input = as_needed ? batch : on_fresh_thread(convert);
     const auto height = static_cast<int>(input.size(2)), width = static_cast<int>(input.size(3));
     const std::int64_t count = input.size(0), image = std::int64_t{3} * height * width;
     const std::lock_guard turn(turn_);

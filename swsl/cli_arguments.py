@@ -54,6 +54,23 @@ def add_device(command: argparse._ActionsContainer) -> None:
     )  # fmt: skip
 
 
+def add_cores(command: argparse._ActionsContainer) -> None:
+    """The argument that bounds how many cores a model and what feeds it take."""
+    command.add_argument(
+        "--cores", type=positive, metavar="N",
+        help="that decoding and the forward pass share (default: as many as this process may use, by its affinity, its "
+        "cgroup's CPU quota and OMP_NUM_THREADS, the smallest of them)",
+    )  # fmt: skip
+
+
+def take_cores(cores: int | None) -> None:
+    """Bounds eager PyTorch; the compiled runner has its own option."""
+    if cores:
+        import torch
+
+        torch.set_num_threads(cores)
+
+
 def device_name(text: str) -> str:
     """An argument's type: what the runners' `device` takes."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli_arguments import add_device, add_model, positive, refuse_two_models
+from .cli_arguments import add_cores, add_device, add_model, positive, refuse_two_models, take_cores
 
 if TYPE_CHECKING:
     from .bulk import BulkOutput
@@ -70,6 +70,7 @@ def _add_images(command: argparse.ArgumentParser) -> None:
         help="images in one forward pass at most (default 16, on a GPU with the compiled runner 64)",
     )  # fmt: skip
     add_device(command)
+    add_cores(command)
     command.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16", "tf32", "auto"),
         help="of weights and activations, with the compiled runner (default float32)",
@@ -99,6 +100,7 @@ def open_runner(arguments: argparse.Namespace, **options: Any) -> Runner | Eager
 
     if "dtype" in options:
         raise ValueError(f"--dtype: needs the compiled runner, and {built['reason']}")
+    take_cores(options.pop("cores", None))
     loaded = load_model(arguments.model, arguments.weights)
     runner = EagerRunner(loaded.model, spec=loaded.spec, labels=loaded.labels, **options)
     reason = built["reason"].splitlines()[0].rstrip(":")
@@ -107,7 +109,12 @@ def open_runner(arguments: argparse.Namespace, **options: Any) -> Runner | Eager
 
 
 def _open_and_say(arguments: argparse.Namespace) -> Runner | EagerRunner:
-    options = {"device": arguments.device, "batch_size": arguments.batch_size, "dtype": arguments.dtype}
+    options = {
+        "device": arguments.device,
+        "batch_size": arguments.batch_size,
+        "dtype": arguments.dtype,
+        "cores": arguments.cores,
+    }
     runner = open_runner(arguments, **{name: value for name, value in options.items() if value is not None})
     print(f"swsl: {runner!r}", file=sys.stderr)
     return runner

@@ -115,3 +115,22 @@ TEST(a_forked_process_is_told_to_make_its_own) {
   CHECK_EQ(waitpid(child, &status, 0), child);
   CHECK_EQ(status, 0);
 }
+
+TEST(a_forked_process_makes_and_uses_an_engine_of_its_own) {
+  at::set_num_threads(2);
+  at::randn({500, 500}).matmul(at::randn({500, 500}));  // OpenMP has threads now, which the child lacks
+  for (const auto dtype : {at::kFloat, at::kHalf}) {
+    const auto input = batch(5);
+    const auto expected = make_engine(model(), {.dtype = dtype})->forward(input);
+    const auto child = fork();
+    if (child == 0) {
+      alarm(60);  // which ends a child that hangs
+      const auto own = swsl::FrozenModel::load(data("tiny.pt"));
+      const auto found = make_engine(own, {.dtype = dtype})->forward(input);
+      _exit(std::equal(found.data_ptr<float>(), found.data_ptr<float>() + found.numel(), expected.data_ptr<float>()) ? 0 : 1);
+    }
+    int status = -1;
+    CHECK_EQ(waitpid(child, &status, 0), child);
+    CHECK_EQ(status, 0);
+  }
+}

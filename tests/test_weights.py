@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import pickle
-import re
 import subprocess
 import sys
 import threading
@@ -17,7 +16,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import NAMES, Server, save_published_layout, seeded_model, subprocess_environment
-from safetensors.torch import save_file
 
 import swsl
 from swsl import variants, weights
@@ -200,102 +198,12 @@ def test_urls_of_the_same_name_are_not_mixed_up(server: Server) -> None:
     assert weights.locate(f"{server.url}/b/w.pth").read_bytes() == b"b"
 
 
-# reading
+# loading
 
 
 @pytest.fixture
 def state() -> dict[str, torch.Tensor]:
     return dict(small_model().state_dict())
-
-
-@pytest.mark.parametrize(
-    ("wrap", "layout"),
-    [
-        (wrap, layout)
-        for wrap in ("plain", "state_dict", "model", "module.", "both")
-        for layout in ("zip", "legacy")
-    ]
-    + [
-        ("plain", "safetensors"),
-        ("module.", "safetensors"),
-    ],  # a safetensors file is flat: it has no wrappers
-)
-def test_every_container_reads_the_same(wrap: str, layout: str, state: dict, tmp_path: Path) -> None:
-    content: dict = {f"module.{k}": v for k, v in state.items()} if wrap in ("module.", "both") else state
-    if wrap in ("state_dict", "model", "both"):
-        content = {"model" if wrap == "model" else "state_dict": content, "epoch": 3}
-    path = tmp_path / "file.bin"  # told apart by content, not by name
-    if layout == "safetensors":
-        save_file({k: v.contiguous() for k, v in content.items()}, path)
-    else:
-        torch.save(content, path, _use_new_zipfile_serialization=layout == "zip")
-    found = weights.read_state_dict(path)
-    assert found.keys() == state.keys()
-    assert all(torch.equal(found[key], value) for key, value in state.items())
-
-
-class Attack:
-    def __reduce__(self) -> tuple:
-        return (print, ("code ran",))
-
-
-def file_of(content: object, tmp_path: Path, **options: object) -> Path:
-    path = tmp_path / "w.pth"
-    torch.save(content, path, **options)
-    return path
-
-
-def cut(path: Path, keep: float) -> Path:
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
-    return path
-
-
-@pytest.mark.parametrize("keep", [0.001, 0.3, 0.999])
-@pytest.mark.parametrize("layout", ["zip", "legacy", "safetensors"])
-def test_truncated_files(layout: str, keep: float, state: dict, tmp_path: Path) -> None:
-    if layout == "safetensors":
-        path = tmp_path / "w.safetensors"
-        save_file(state, path)
-    else:
-        path = file_of(state, tmp_path, _use_new_zipfile_serialization=layout == "zip")
-    with pytest.raises(
-        swsl.WeightsError, match=f"{re.escape(str(cut(path, keep)))}.*truncated or damaged.*again"
-    ) as caught:
-        weights.read_state_dict(path)
-    assert len(str(caught.value).splitlines()) == 1
-
-
-def test_files_that_are_no_state_dict(tmp_path: Path, state: dict) -> None:
-    for content, found in (
-        ([1, 2], "found a list"),
-        ({}, "found an empty dict"),
-        ({"a": 1}, "found a int under 'a'"),
-        ({"state_dict": {"a": "b"}}, "found a str under 'a'"),
-        (torch.zeros(3), "found a Tensor"),
-    ):
-        with pytest.raises(swsl.WeightsError, match=f"expected a state dict.*{found}"):
-            weights.read_state_dict(file_of(content, tmp_path))
-    for data, found in ((b"", "an empty file"), (b"<html>not found</html>", "bytes b'<htm'")):
-        (tmp_path / "w.pth").write_bytes(data)
-        with pytest.raises(
-            swsl.WeightsError, match=f"expected a .pth, .pt or .safetensors file, found {found}"
-        ):
-            weights.read_state_dict(tmp_path / "w.pth")
-    torch.jit.script(torch.nn.ReLU()).save(str(tmp_path / "w.pt"))
-    with pytest.raises(swsl.WeightsError, match="is a TorchScript module, expected a state dict; .*--runner"):
-        weights.read_state_dict(tmp_path / "w.pt")
-
-
-@pytest.mark.parametrize("layout", ["zip", "legacy"])
-def test_code_is_not_run(layout: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    path = file_of({"state_dict": Attack()}, tmp_path, _use_new_zipfile_serialization=layout == "zip")
-    with pytest.raises(
-        swsl.WeightsError, match="refused, since loading it would run code .*save model.state_dict"
-    ):
-        weights.read_state_dict(path)
-    assert "code ran" not in capsys.readouterr().out
-    with pytest.raises(swsl.WeightsError, match="would run code"):
-        weights.read_state_dict(file_of(small_model(), tmp_path))
 
 
 def test_missing_files(tmp_path: Path) -> None:
@@ -310,9 +218,6 @@ def test_missing_files(tmp_path: Path) -> None:
         swsl.create_model(NAME, weights="https://127.0.0.1/folder/?name=w.pth")
 
 
-# loading
-
-
 def test_other_class_counts_keep_everything_but_the_classifier(weights50: Path, model50: ResNeXt) -> None:
     torch.manual_seed(0)
     model = swsl.create_model(NAME, weights=weights50, num_classes=7).eval()
@@ -325,9 +230,9 @@ def test_other_class_counts_keep_everything_but_the_classifier(weights50: Path, 
         assert torch.equal(swsl.create_model(NAME, weights=weights50, num_classes=0).eval()(x), pooled)
 
 
-def test_a_fine_tuned_classifier_is_kept(tmp_path: Path) -> None:
+def test_a_fine_tuned_classifier_is_kept() -> None:
     saved, model = small_model(7), small_model(7)
-    weights.load_into(model, weights.read_state_dict(file_of(saved.state_dict(), tmp_path)), "w.pth")
+    weights.load_into(model, saved.state_dict(), "w.pth")
     assert same(model, saved)
     with pytest.raises(swsl.WeightsError, match=r"2 of another shape \(fc.weight .*say num_classes=7"):
         weights.load_into(small_model(1000), saved.state_dict(), "w.pth")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import threading
 import types
 from collections import OrderedDict
@@ -126,15 +128,125 @@ def test_a_file_cached_by_others_is_checked_once(
     assert server.requests == []
 
 
-def test_a_wrong_cached_file_is_replaced_and_said(server: Server) -> None:
-    url, data = f"{server.url}/w.pth", b"right" * 100
-    server.files["/w.pth"] = data
-    path = weights.cache_path(url)
+GOOD = b"right" * 100
+
+
+@pytest.fixture
+def wrong(server: Server) -> Path:
+    """A cached file with the wrong hash; the server has the good one."""
+    server.files["/w.pth"] = GOOD
+    path = weights.cache_path(f"{server.url}/w.pth")
     path.parent.mkdir(parents=True)
     path.write_bytes(b"wrong")
-    with pytest.warns(UserWarning, match="expected .*; removed, downloading it again"):
-        weights.download(url, sha256_prefix=sha256(data)[:8])
-    assert path.read_bytes() == data
+    return path
+
+
+def download_good(server: Server) -> Path:
+    return weights.download(f"{server.url}/w.pth", sha256_prefix=sha256(GOOD)[:8])
+
+
+def test_a_wrong_cached_file_is_kept_until_a_good_one_is_there(server: Server, wrong: Path) -> None:
+    aside = wrong.with_name(f"w.pth.bad-{sha256(b'wrong')[:16]}")
+    there: list[bytes] = []
+    server.before_sending = lambda: there.append(aside.read_bytes())
+    with pytest.warns(
+        UserWarning, match=rf"expected .*; kept as {aside} until a good one .*downloading it again"
+    ):
+        download_good(server)
+    assert there == [b"wrong"]
+    assert wrong.read_bytes() == GOOD
+    assert sorted(wrong.parent.iterdir()) == [wrong, wrong.with_name("w.pth.checked.json")]
+
+
+@pytest.mark.filterwarnings("ignore:.*kept as")
+def test_without_a_network_a_wrong_cached_file_stays_and_its_place_is_said(
+    server: Server, wrong: Path
+) -> None:
+    server.stop()
+    aside = wrong.with_name(f"w.pth.bad-{sha256(b'wrong')[:16]}")
+    for _ in range(2):  # the second time nothing has to be renamed
+        with pytest.raises(
+            swsl.WeightsError, match=rf"cannot be reached .*weights=.*with the wrong hash, .*{aside}"
+        ):
+            download_good(server)
+        assert list(wrong.parent.iterdir()) == [aside]
+    assert aside.read_bytes() == b"wrong"
+    assert weights.locate(aside) == aside
+    wrong.write_bytes(b"wrong too")  # another bad file, which must not take the first one's place
+    with pytest.raises(swsl.WeightsError, match="cannot be reached") as caught:
+        download_good(server)
+    assert sorted(path.read_bytes() for path in wrong.parent.iterdir()) == [b"wrong", b"wrong too"]
+    assert all(str(path) in str(caught.value) for path in wrong.parent.iterdir())
+    wrong.write_bytes(GOOD)  # by other means, as the message says
+    assert download_good(server) == wrong
+    assert not list(wrong.parent.glob("*.bad-*"))
+
+
+@pytest.mark.filterwarnings("ignore:.*kept as")
+@pytest.mark.parametrize("fault", ["404", "cut short", "wrong again"])
+def test_a_failed_download_leaves_a_wrong_cached_file(fault: str, server: Server, wrong: Path) -> None:
+    if fault == "404":
+        del server.files["/w.pth"]
+    elif fault == "cut short":
+        server.cut_short.add("/w.pth")
+    else:
+        server.files["/w.pth"] = b"something else"
+    with pytest.raises(swsl.WeightsError, match=r"with the wrong hash, is kept: .*w.pth.bad-"):
+        download_good(server)
+    assert [path.read_bytes() for path in wrong.parent.iterdir()] == [b"wrong"]
+
+
+@pytest.mark.filterwarnings("ignore:.*kept as")
+def test_an_interrupted_download_leaves_a_wrong_cached_file(
+    server: Server, wrong: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(weights, "_fetch", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        download_good(server)
+    assert [path.read_bytes() for path in wrong.parent.iterdir()] == [b"wrong"]
+
+
+def test_a_cache_that_cannot_be_written_to(
+    server: Server, wrong: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:  # root, as which tests may run, is refused nothing
+        patched.setattr(os, "replace", refuse)
+        with pytest.raises(
+            swsl.WeightsError,
+            match=rf"{wrong}: SHA-256 .*cannot be renamed .*Permission denied.*\$TORCH_HOME",
+        ):
+            download_good(server)
+    assert wrong.read_bytes() == b"wrong"
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    with pytest.raises(
+        swsl.WeightsError, match=r"cannot be written to \(Permission denied\); set \$TORCH_HOME"
+    ):
+        weights.download(f"{server.url}/other.pth")
+
+
+@pytest.mark.parametrize("meanwhile", ["a good file", "set aside"])
+def test_another_process_mends_the_cache_while_this_one_hashes(
+    meanwhile: str, server: Server, wrong: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file_sha256 = weights.file_sha256
+
+    def slow(path: Path) -> str:
+        monkeypatch.setattr(weights, "file_sha256", file_sha256)
+        digest = file_sha256(path)
+        os.replace(path, path.with_name("w.pth.bad-x"))
+        if meanwhile == "a good file":
+            wrong.write_bytes(GOOD)
+        return digest
+
+    monkeypatch.setattr(weights, "file_sha256", slow)
+    assert download_good(server).read_bytes() == GOOD
+    assert len(server.requests) == (meanwhile == "set aside")
 
 
 def test_wrong_hash_is_not_kept(server: Server, torch_home: Path) -> None:
@@ -154,17 +266,23 @@ def test_a_download_cut_short_is_not_kept(server: Server, torch_home: Path) -> N
 
 def test_http_errors_name_the_code_and_the_place(server: Server) -> None:
     with pytest.raises(
-        swsl.WeightsError, match=r"answered 404 .*Put the file at .*checkpoints/nothing.pth .*weights="
+        swsl.WeightsError, match=r"answered 404 .*Put the file at .*checkpoints/w-00000000.pth .*weights="
     ):
-        weights.download(f"{server.url}/nothing.pth")
+        weights.locate(f"{server.url}/w-00000000.pth")
 
 
 def test_no_network_says_where_the_file_would_be(server: Server) -> None:
     server.stop()
     with pytest.raises(
-        swsl.WeightsError, match=r"cannot be reached .*Put the file at .*checkpoints/w.pth .*weights="
+        swsl.WeightsError,
+        match=r"cannot be reached .*Put the file at .*checkpoints/w-00000000.pth .*weights=",
     ):
-        weights.download(f"{server.url}/w.pth")
+        weights.locate(f"{server.url}/w-00000000.pth")
+    # Nothing tells one w.pth from another, so a file put into the cache would not be used.
+    with pytest.raises(
+        swsl.WeightsError, match=r"cannot be reached \(.*\)\. Give the path of a file .*weights=$"
+    ):
+        weights.locate(f"{server.url}/w.pth")
 
 
 def test_two_processes_download_at_once(server: Server, torch_home: Path) -> None:

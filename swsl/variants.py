@@ -212,7 +212,7 @@ Output: logits N×num_classes.
 
 Args:
     pretrained (bool): load the published weights ({variant.file_size / 1e6:.0f} MB, downloaded once, hash checked).
-    weights (path or URL): load these instead (.pth, .pt or .safetensors).
+    weights (path or URL): load these instead: a state dict, or a training program's checkpoint of one.
     num_classes (int): other than 1000, the classifier is freshly initialised; 0 gives pooled features N×2048.
     progress (bool): show a bar while downloading.
 """

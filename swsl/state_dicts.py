@@ -187,7 +187,7 @@ def _find_networks(content: Any) -> list[_Network]:
         tensors = [str(name) for name, key in keys.items() if isinstance(here[key], Tensor)]
         left = [name for name in tensors if not name.startswith(prefixes)]
         for mark, prefix in zip(marks, prefixes, strict=True):
-            saved = keys[mark].removesuffix(_MARK)
+            saved = keys[mark].removesuffix(_MARK) if keys[mark].endswith(_MARK) else prefix
             state = {name: here[key] for name, key in keys.items()}
             if prefix:
                 state = {

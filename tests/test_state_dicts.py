@@ -232,7 +232,7 @@ def kinds(state: State) -> dict[str, tuple[object, str]]:
         "torch.compile": (under("_orig_mod.", state), "took _orig_mod.*"),
         "both": (under("module._orig_mod.", state), "took module._orig_mod.*"),
         "parts compiled": (
-            {re.sub(r"^(layer[12])\.", r"\1._orig_mod.", key): value for key, value in under("model.", state).items()},
+            {re.sub(r"(layer[12])\.", r"\1._orig_mod.", key): value for key, value in under("model.", state).items()},
             "took model.*",
         ),
         "Lightning": (

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import NAMES, Server, save_published_layout, seeded_model, subprocess_environment
+from conftest import NAMES, Server, save_published_layout, seeded_model, small_model, subprocess_environment
 
 import swsl
 from swsl import variants, weights
@@ -28,10 +28,6 @@ NAME = "swsl_resnext50_32x4d"
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def small_model(num_classes: int = 5) -> ResNeXt:
-    return ResNeXt((1, 1, 1, 1), 4, 4, num_classes)
 
 
 def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -317,11 +313,6 @@ def test_urls_of_the_same_name_are_not_mixed_up(server: Server) -> None:
 
 
 # loading
-
-
-@pytest.fixture
-def state() -> dict[str, torch.Tensor]:
-    return dict(small_model().state_dict())
 
 
 def test_missing_files(tmp_path: Path) -> None:

@@ -51,7 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("model", metavar="NAME|FILE", help="a variant, or a training run's best.pth")
     command.add_argument(
-        "--weights", metavar="FILE", help="path or URL of other weights: .pth, .pt or .safetensors"
+        "--weights",
+        metavar="FILE",
+        help="path or URL of other weights: a state dict or a training program's checkpoint",
     )
     command.add_argument(
         "-o", "--output", required=True, metavar="FILE", help="the file to write, model.pt say"

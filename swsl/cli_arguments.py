@@ -20,7 +20,8 @@ def add_model(command: argparse._ActionsContainer, *, runner: bool = True) -> ar
     sources = command.add_mutually_exclusive_group()
     sources.add_argument(
         "--weights", metavar="FILE",
-        help="path or URL of other weights: .pth, .pt or .safetensors; a training run's best.pth brings its own model",
+        help="path or URL of other weights: a state dict or a training program's checkpoint; best.pth of `swsl finetune` "
+        "brings its own model",
     )  # fmt: skip
     if runner:
         sources.add_argument(

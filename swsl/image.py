@@ -111,9 +111,8 @@ def load_image(
         raise ImageError(
             f"{name}: {error}; if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS and max_pixels"
         ) from error
-    # Pillow's decoders raise many kinds on malformed files; each means that this file has no usable pixels.
-    except (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, MemoryError,
-            ArithmeticError) as error:  # fmt: skip
+    # Of whatever kind (AVIF's is a RuntimeError), it means that this file has no usable pixels.
+    except Exception as error:
         raise ImageError(f"{name}: {error}") from error
 
 

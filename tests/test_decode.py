@@ -6,12 +6,19 @@ import io
 import itertools
 import os
 import struct
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from image_files import (
+    CHANNELS,
+    chunk,
+    picture,
+    png,
+    png_kinds,
+    saved,
+)
 from PIL import Image, ImageOps, PngImagePlugin
 
 import swsl
@@ -48,19 +55,6 @@ def assert_same(data: bytes, exif_orientation: bool = False) -> None:
     np.testing.assert_array_equal(decoded(data, exif_orientation), expected, strict=True)
 
 
-def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
-    y, x, c = np.mgrid[0:height, 0:width, 0:channels]
-    noise = np.random.default_rng(seed).normal(0, 20, (height, width, channels))
-    pixels = 127 + 100 * np.sin(x / (7 + c) + y / (11 - c) + c) + noise
-    return pixels.clip(0, 255).astype(np.uint8)
-
-
-def saved(image: Image.Image, kind: str, **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
 SIZES = [(1, 1), (1, 17), (17, 1), (7, 9), (16, 16), (33, 31), (100, 131), (3, 257)]
 
 
@@ -81,44 +75,6 @@ def test_jpeg_pixels(size: tuple[int, int], progressive: bool) -> None:
 def test_jpeg_of_a_camera(photo: Path) -> None:
     assert_same(photo.read_bytes())
     np.testing.assert_array_equal(runner.decode_image(photo).numpy(), pillow(photo.read_bytes()), strict=True)
-
-
-def chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-
-CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-
-
-def png(
-    size: tuple[int, int], depth: int, colour: int, interlaced: bool, before: bytes = b"", after: bytes = b""
-) -> bytes:
-    """Random samples under random filters; Pillow writes few of the kinds that it reads."""
-    random = np.random.default_rng(depth * 100 + colour * 10 + interlaced)
-    height, width = size
-    steps = (
-        [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
-        if interlaced
-        else [(0, 0, 1, 1)]
-    )
-    rows = b""
-    for left, top, across, down in steps:
-        columns = len(range(left, width, across))
-        for _ in range(top, height, down) if columns else ():
-            samples = random.integers(0, 256, (columns * CHANNELS[colour] * depth + 7) // 8, dtype=np.uint8)
-            rows += bytes([random.integers(5)]) + samples.tobytes()
-    data = zlib.compress(rows)
-    half = len(data) // 2
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
-    return b"".join(
-        (b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", header), before, chunk(b"IDAT", data[:half]), chunk(b"IDAT", data[half:]),
-         after, chunk(b"IEND", b""))
-    )  # fmt: skip
-
-
-def png_kinds() -> Iterator[tuple[int, int]]:
-    for colour, depths in {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}.items():
-        yield from ((colour, depth) for depth in depths)
 
 
 @pytest.mark.parametrize(("colour", "depth"), list(png_kinds()))

@@ -4,9 +4,14 @@
 #include <swsl/runner.h>
 #include <swsl/stream.h>
 
+#include <pthread.h>
+
 #include <chrono>
+#include <condition_variable>
 #include <deque>
 #include <memory>
+#include <mutex>
+#include <new>
 #include <optional>
 
 #include <ATen/ATen.h>
@@ -90,6 +95,36 @@ class Sources {
   std::deque<std::vector<std::uint8_t>> copies_;
 };
 
+// What threads of ours pass on their way into Python. It is shut before Python goes: a thread that asks for the GIL later is ended in
+// the middle of what it does, and the program with it.
+class Gate {
+ public:
+  bool enter() {
+    const std::lock_guard lock(mutex_);
+    inside_ += !shut_;
+    return !shut_;
+  }
+
+  void leave() {
+    const std::lock_guard lock(mutex_);
+    if (--inside_ == 0) left_.notify_all();
+  }
+
+  // Waits for those inside, who need the GIL to come out.
+  void shut() {
+    const py::gil_scoped_release no_gil;
+    std::unique_lock lock(mutex_);
+    shut_ = true;
+    left_.wait(lock, [this] { return inside_ == 0; });
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable left_;
+  int inside_ = 0;
+  bool shut_ = false;
+} gate;
+
 // A Python function (path or buffer, name) → buffer height × width × 3, or None, as RunnerOptions::decode_other.
 class PythonDecoder {
  public:
@@ -100,6 +135,8 @@ class PythonDecoder {
         }) {}
 
   swsl::Image operator()(const swsl::ImageSource& source) const {
+    if (!gate.enter()) return {};
+    const std::unique_ptr<Gate, void (*)(Gate*)> way_out(&gate, [](Gate* entered) { entered->leave(); });
     const py::gil_scoped_acquire gil;
     py::object argument = py::none(), name = py::none();
     if (const auto* path = std::get_if<std::string>(&source)) {
@@ -290,6 +327,8 @@ PYBIND11_MODULE(_C, m) {
     throw py::import_error("swsl._C was built with torch " TORCH_VERSION ", this is torch " + version + ": install swsl again");
 
   py::register_exception_translator(&translate);
+  py::module_::import("atexit").attr("register")(py::cpp_function([] { gate.shut(); }));
+  pthread_atfork(nullptr, nullptr, [] { new (&gate) Gate; });  // nobody inside has come along
   using swsl::Runner;
   py::class_<Runner>(m, "Runner")
       .def(py::init([](const std::string& model, std::string device, std::string dtype, int threads, int batch_size,

@@ -69,6 +69,10 @@ def _add_images(command: argparse.ArgumentParser) -> None:
         "--batch-size", type=positive, metavar="N",
         help="images in one forward pass at most (default 16, on a GPU with the compiled runner 64)",
     )  # fmt: skip
+    command.add_argument(
+        "--max-pixels", type=positive, metavar="N",
+        help="of an image; one of more is an error, for a small file can hold a great many (default 89478485)",
+    )  # fmt: skip
     add_device(command)
     add_cores(command)
     command.add_argument(
@@ -114,6 +118,7 @@ def _open_and_say(arguments: argparse.Namespace) -> Runner | EagerRunner:
         "batch_size": arguments.batch_size,
         "dtype": arguments.dtype,
         "cores": arguments.cores,
+        "max_pixels": arguments.max_pixels,
     }
     runner = open_runner(arguments, **{name: value for name, value in options.items() if value is not None})
     print(f"swsl: {runner!r}", file=sys.stderr)

@@ -10,6 +10,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, Literal, NamedTuple, SupportsIndex
 
@@ -17,8 +18,8 @@ import torch
 from torch import Tensor
 
 from .export import ModelError, made_anew
-from .image import ImageError, ImageSource, several
-from .native import PACKAGE, extension, joined, prepare
+from .image import MAX_PIXELS, ImageError, ImageSource, UnsupportedFormat, several
+from .native import PACKAGE, decode_other, extension, joined, prepare
 from .prediction import Prediction, Result
 from .preprocess import PreprocessSpec
 
@@ -72,7 +73,9 @@ def build_info() -> dict[str, Any]:
     }
 
 
-def decode_image(source: ImageSource, *, exif_orientation: bool = False) -> Tensor:
+def decode_image(
+    source: ImageSource, *, exif_orientation: bool = False, max_pixels: int = MAX_PIXELS
+) -> Tensor:
     """The pixels of an image: a uint8 tensor height × width × 3, RGB, equal to Pillow's ``convert("RGB")``.
 
     Raises:
@@ -80,15 +83,23 @@ def decode_image(source: ImageSource, *, exif_orientation: bool = False) -> Tens
         ImportError: the compiled runner is not there.
     """
     native = extension()
-    prepared = prepare(source, native, exif_orientation)
+    options: dict[str, Any] = {"exif_orientation": exif_orientation, "max_pixels": max_pixels}
+    prepared = prepare(source, **options)
     if isinstance(prepared, Tensor):
         return prepared
-    if isinstance(prepared, memoryview) and prepared.ndim == 3:
-        return torch.frombuffer(bytearray(prepared), dtype=torch.uint8).view(*(prepared.shape or ()))
     if hasattr(prepared, "__array_interface__"):
         return torch.as_tensor(prepared)
-    decoded: Tensor = native.decode_image(prepared, exif_orientation=exif_orientation)
-    return decoded
+    if not (isinstance(prepared, memoryview) and prepared.ndim == 3):
+        try:
+            decoded: Tensor = native.decode_image(prepared, **options)
+            return decoded
+        except UnsupportedFormat:
+            encoded, name = prepared if isinstance(prepared, tuple) else (prepared, None)
+            other = decode_other(encoded, name, **options)
+            if other is None:
+                raise
+            prepared = other
+    return torch.frombuffer(bytearray(prepared), dtype=torch.uint8).view(*(prepared.shape or ()))
 
 
 class Runner:
@@ -118,6 +129,7 @@ class Runner:
         nvjpeg: inexact, CUDA only. The GPU decodes JPEGs of the usual kind (baseline, YCbCr, not turned by
             ``exif_orientation``), and its pixels differ from libjpeg's; the CPU decodes all other images, and those that
             nvJPEG refuses. Not together with ``dct_scaling``.
+        max_pixels: of an image at most; one of more is refused. What Pillow decodes has to pass Pillow's own check too.
 
     Raises:
         ImportError: the compiled runner is not there; the message says why and what to do.
@@ -138,11 +150,19 @@ class Runner:
         exif_orientation: bool = False,
         dct_scaling: bool = False,
         nvjpeg: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self._module = extension()
         _check_types("a path", (str, os.PathLike), model=model)
         _check_types("a string", str, device=device, dtype=dtype)
-        _check_types("a whole number", SupportsIndex, cores=cores, threads=threads, batch_size=batch_size)
+        _check_types(
+            "a whole number",
+            SupportsIndex,
+            cores=cores,
+            threads=threads,
+            batch_size=batch_size,
+            max_pixels=max_pixels,
+        )
         _check_types(
             "True or False", bool, exif_orientation=exif_orientation, dct_scaling=dct_scaling, nvjpeg=nvjpeg
         )
@@ -155,10 +175,13 @@ class Runner:
             "exif_orientation": exif_orientation,
             "dct_scaling": dct_scaling,
             "nvjpeg": nvjpeg,
+            "max_pixels": max_pixels,
         }
         self._path = os.path.abspath(os.fspath(model))
-        self._runner = self._module.Runner(os.fspath(model), **self._options)
-        self._exif_orientation = exif_orientation
+        self._decoding: dict[str, Any] = {"exif_orientation": exif_orientation, "max_pixels": max_pixels}
+        self._runner = self._module.Runner(
+            os.fspath(model), **self._options, decode_other=partial(decode_other, **self._decoding)
+        )
         self.info = EngineInfo(**self._runner.info())
         self.batch_size = self.info.batch_size
         self.device = torch.device(self.info.device)
@@ -301,7 +324,7 @@ class Runner:
         parts = []
         iterator = iter(several(images))
         while chunk := list(islice(iterator, self.batch_size)):
-            rows, errors = method([prepare(image, self._module, self._exif_orientation) for image in chunk])
+            rows, errors = method([prepare(image, **self._decoding) for image in chunk])
             for error in filter(None, errors):
                 raise ImageError(error)
             parts.append(rows)
@@ -312,7 +335,7 @@ class Runner:
 
     def _try_prepare(self, source: ImageSource) -> Any:
         try:
-            return prepare(source, self._module, self._exif_orientation)
+            return prepare(source, **self._decoding)
         except (ImageError, TypeError) as error:
             return error
 

@@ -43,6 +43,7 @@ constexpr std::string_view usage =
     "  --workers N        threads that read and decode images; they and the forward pass share the cores, so more only help\n"
     "                     where reading is slow (as many as --cores)\n"
     "  --batch-size N     images in one forward pass at most (16; on a GPU 64)\n"
+    "  --max-pixels N     of an image; one of more is an error, for a small file can hold a great many (89478485)\n"
     "  --exif-orientation turn images as their EXIF tag says\n"
     "  --info             print what the model says about itself, and stop; with --format json, its metadata as they are\n"
     "  --help             print this, and stop\n"
@@ -118,6 +119,7 @@ Arguments parse(const std::vector<std::string>& words) {
     else if (name == "--cores") out.options.cores = positive(name, argument());
     else if (name == "--threads") out.options.threads = positive(name, argument());
     else if (name == "--batch-size") out.options.batch_size = positive(name, argument());
+    else if (name == "--max-pixels") out.options.max_pixels = positive(name, argument());
     else if (joined) throw WrongUsage("unknown option " + words[i]);
     else if (name == "--exif-orientation") out.options.exif_orientation = true;
     else if (name == "--resume") out.resume = true;

@@ -183,6 +183,8 @@ ImageDecoder::ImageDecoder(const DecodeOptions& options) : state_(std::make_uniq
   if (options.dct_scaling < 0)
     throw std::invalid_argument("DecodeOptions::dct_scaling is " + std::to_string(options.dct_scaling) +
                                 "; expected 0 (off) or the shorter side that the image will be resized to");
+  if (options.max_pixels < 1)
+    throw std::invalid_argument("max_pixels: expected 1 or more, got " + std::to_string(options.max_pixels));
   state_->options = options;
 }
 

@@ -5,6 +5,7 @@
 #include <limits>
 #include <numeric>
 #include <stdexcept>
+#include <utility>
 
 #ifdef __GLIBC__
 #include <malloc.h>
@@ -52,7 +53,7 @@ EngineOptions engine_options(const RunnerOptions& options) {
 }
 
 DecodeOptions decode_options(const PreprocessSpec& spec, const RunnerOptions& options) {
-  DecodeOptions out{.exif_orientation = options.exif_orientation};
+  DecodeOptions out{.exif_orientation = options.exif_orientation, .max_pixels = options.max_pixels};
   if (options.dct_scaling) out.dct_scaling = std::max(1, static_cast<int>(std::max(spec.height, spec.width) / spec.crop_pct));
   return out;
 }
@@ -104,6 +105,7 @@ Runner::State::State(const FrozenModel& model, const RunnerOptions& options)
       info(complete(engine->info(), options, nvjpeg.get())),
       cores(core_count(options)),
       decoders(decode_options(metadata.preprocess, options)),
+      decode_other(options.decode_other),
       workers(thread_count(options)) {}
 
 void Runner::State::check_own_process() const { check_process(process_, "its threads stayed behind"); }
@@ -112,24 +114,18 @@ std::string Runner::State::with_pixels(const ImageSource& source, const std::fun
                                        const std::function<void(const ImageView&)>& use,
                                        const std::function<bool(const EncodedImage&, int, int)>& use_jpeg) {
   try {
-    if (const auto* pixels = std::get_if<ImageView>(&source)) {
-      if (when_read) when_read();
-      use(*pixels);
-    } else {
-      decoders.with([&](ImageDecoder& decoder) {
-        if (const auto* path = std::get_if<std::string>(&source)) {
-          decoder.open_file(*path, when_read);
-        } else {
-          if (when_read) when_read();
-          const auto& encoded = std::get<EncodedImage>(source);
-          decoder.open(encoded.data, encoded.size, encoded.name);
-        }
-        if (use_jpeg) {
-          const auto jpeg = plain_jpeg(decoder);
-          if (!jpeg.empty() && use_jpeg({jpeg.data(), jpeg.size(), name_of(source)}, decoder.height(), decoder.width())) return;
-        }
-        use(decoder.decode(preprocessor.source_rectangle(decoder.height(), decoder.width())));
-      });
+    bool read = false;
+    const auto read_once = [&] {
+      if (!std::exchange(read, true) && when_read) when_read();
+    };
+    try {
+      decode(source, read_once, use, use_jpeg);
+    } catch (const UnsupportedFormat&) {
+      if (!decode_other) throw;
+      read_once();
+      const Image image = decode_other(source);
+      if (image.pixels.empty()) throw;
+      use(image.view());
     }
     return "";
   } catch (const ImageError& error) {
@@ -137,6 +133,30 @@ std::string Runner::State::with_pixels(const ImageSource& source, const std::fun
   } catch (const std::invalid_argument& error) {  // of the preprocessor, about this image
     return name_of(source) + ": " + error.what();
   }
+}
+
+void Runner::State::decode(const ImageSource& source, const std::function<void()>& when_read,
+                           const std::function<void(const ImageView&)>& use,
+                           const std::function<bool(const EncodedImage&, int, int)>& use_jpeg) {
+  if (const auto* pixels = std::get_if<ImageView>(&source)) {
+    when_read();
+    use(*pixels);
+    return;
+  }
+  decoders.with([&](ImageDecoder& decoder) {
+    if (const auto* path = std::get_if<std::string>(&source)) {
+      decoder.open_file(*path, when_read);
+    } else {
+      when_read();
+      const auto& encoded = std::get<EncodedImage>(source);
+      decoder.open(encoded.data, encoded.size, encoded.name);
+    }
+    if (use_jpeg) {
+      const auto jpeg = plain_jpeg(decoder);
+      if (!jpeg.empty() && use_jpeg({jpeg.data(), jpeg.size(), name_of(source)}, decoder.height(), decoder.width())) return;
+    }
+    use(decoder.decode(preprocessor.source_rectangle(decoder.height(), decoder.width())));
+  });
 }
 
 std::string Runner::State::preprocess(const ImageSource& source, float* output, const std::function<void()>& when_read) {

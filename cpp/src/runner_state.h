@@ -24,7 +24,8 @@ class Nvjpeg;
 // Decoders keep their buffers, so they are handed from image to image.
 class Decoders {
  public:
-  explicit Decoders(const DecodeOptions& options) : options_(options) {}
+  // Makes the first one, which judges the options.
+  explicit Decoders(const DecodeOptions& options) : options_(options) { idle_.push_back(std::make_unique<ImageDecoder>(options)); }
 
   template <typename Use>
   void with(const Use& use) {
@@ -92,9 +93,12 @@ struct Runner::State {
   const EngineInfo info;  // the engine's, with what the runner has to add
   CoreBudget cores;  // shared by all calls and streams of this runner
   Decoders decoders;
+  const std::function<Image(const ImageSource&)> decode_other;
   WorkerPool workers;
 
  private:
+  void decode(const ImageSource& source, const std::function<void()>& when_read, const std::function<void(const ImageView&)>& use,
+              const std::function<bool(const EncodedImage&, int, int)>& use_jpeg);
   bool prepares_on_gpu() const;
   std::unique_ptr<BatchBuffer> take_buffer();
 

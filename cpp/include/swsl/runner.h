@@ -16,6 +16,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -30,6 +31,16 @@
 #include <swsl/image.h>
 
 namespace swsl {
+
+// The bytes of an image file. `name` is what errors call it.
+struct EncodedImage {
+  const void* data = nullptr;
+  std::size_t size = 0;
+  std::string name = "image bytes";
+};
+
+// A file's path, an encoded image, or decoded pixels. Nothing is owned: bytes and pixels must outlive the call.
+using ImageSource = std::variant<std::string, EncodedImage, ImageView>;
 
 struct RunnerOptions {
   std::string device = "cpu";     // "cpu", "cuda", "cuda:1", "auto" (CUDA if there is a device)
@@ -51,17 +62,13 @@ struct RunnerOptions {
   // Inexact, CUDA only: JPEGs of the usual kind (baseline, YCbCr, not turned by exif_orientation) are decoded by nvJPEG, whose pixels
   // differ from libjpeg's; the CPU decodes all else, and whatever nvJPEG refuses. Needs cuda_kernels and nvjpeg of BuildInfo.
   bool nvjpeg = false;
+  // Of an image at most; one of more is an error (image.h).
+  std::int64_t max_pixels = default_max_pixels;
+  // Called for an image that this build does not decode (UnsupportedFormat), from any thread and from several at a time: its pixels,
+  // upright if that is asked for, or an empty Image if these cannot be had here either. ImageError says what is wrong with the image;
+  // other exceptions end the call or stream.
+  std::function<Image(const ImageSource&)> decode_other;
 };
-
-// The bytes of an image file. `name` is what errors call it.
-struct EncodedImage {
-  const void* data = nullptr;
-  std::size_t size = 0;
-  std::string name = "image bytes";
-};
-
-// A file's path, an encoded image, or decoded pixels. Nothing is owned: bytes and pixels must outlive the call.
-using ImageSource = std::variant<std::string, EncodedImage, ImageView>;
 
 struct Prediction {
   std::string label;

@@ -23,6 +23,7 @@ from swsl.eager import EagerRunner
 from swsl.export import ModelError, export_model
 from swsl.frozen import FrozenRunner
 from swsl.labels import LABELS
+from swsl.profile import profile
 from swsl.runner import Runner, build_info
 
 pytestmark = pytest.mark.skipif(not build_info()["compiled"], reason=str(build_info().get("reason")))
@@ -136,6 +137,64 @@ def test_the_parents_runner_is_refused_in_a_child(path: Path) -> None:
                 method(argument)
 
     in_a_forked_child(use_it)
+
+
+def test_what_a_child_has_of_its_parents_ends_with_it(path: Path) -> None:
+    program = (
+        "import gc, itertools, os, sys, time, numpy, swsl\n"
+        "from swsl.runner import Runner\n"
+        "children = []\n"
+        "for dtype in ('float32', 'float16'):\n"
+        "    runner = Runner(sys.argv[1], dtype=dtype, cores=3)\n"
+        "    stream = runner.stream(itertools.repeat(numpy.zeros((80, 80, 3), numpy.uint8)))\n"
+        "    next(stream), runner.logits([numpy.zeros((80, 80, 3), numpy.uint8)])\n"
+        "    time.sleep(0.1)\n"  # so that threads wait for work
+        "    for end in ('use', 'collect', 'exit'):\n"
+        "        children.append(os.fork())\n"
+        "        if children[-1] == 0:\n"
+        "            if end == 'use':\n"
+        "                try:\n"
+        "                    for _ in stream: pass\n"
+        "                except RuntimeError as error:\n"
+        "                    assert 'make the runner in the process that uses it' in str(error)\n"
+        "            elif end == 'collect':\n"
+        "                stream = runner = None\n"
+        "                gc.collect()\n"
+        "                os._exit(7)\n"
+        "            sys.exit(7)\n"
+        "    assert next(stream).predictions\n"
+        "    stream.close()\n"
+        "end = time.monotonic() + 60\n"
+        "codes = []\n"
+        "while children and time.monotonic() < end:\n"
+        "    child, status = os.waitpid(children[0], os.WNOHANG)\n"
+        "    if child: codes.append(os.waitstatus_to_exitcode(status)); children.pop(0)\n"
+        "    else: time.sleep(0.02)\n"
+        "for child in children: os.kill(child, 9)\n"
+        "print(codes)\n"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    done = subprocess.run(
+        command, env=subprocess_environment(), timeout=_SECONDS, capture_output=True, text=True
+    )
+    assert done.stdout == "[7, 7, 7, 7, 7, 7]\n", done.stdout + done.stderr
+
+
+def test_a_child_of_a_child(path: Path) -> None:
+    use_torch()
+
+    def grandchild() -> None:
+        assert _labels(path)
+        in_a_forked_child(lambda: _labels(path))
+
+    in_a_forked_child(grandchild)
+
+
+def test_a_forked_child_times_layers(path: Path) -> None:
+    if Runner(path).info.name != "planned":
+        pytest.skip(Runner(path).info.reason)
+    use_torch()
+    in_a_forked_child(lambda: profile(path, batch=16, rounds=1))
 
 
 def _labels(path: Path) -> list[str]:

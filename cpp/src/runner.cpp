@@ -108,6 +108,12 @@ Runner::State::State(const FrozenModel& model, const RunnerOptions& options)
       decode_other(options.decode_other),
       workers(thread_count(options)) {}
 
+std::shared_ptr<Runner::State> Runner::State::make(const FrozenModel& model, const RunnerOptions& options) {
+  return {new State(model, options), [](State* state) {
+            if (getpid() == state->process_) delete state;
+          }};
+}
+
 void Runner::State::check_own_process() const { check_process(process_, "its threads stayed behind"); }
 
 std::string Runner::State::with_pixels(const ImageSource& source, const std::function<void()>& when_read,
@@ -295,7 +301,7 @@ std::vector<Prediction> Runner::State::predictions(const at::Tensor& logits_row,
 }
 
 Runner::Runner(const std::string& model_path, const RunnerOptions& options)
-    : state_(std::make_shared<State>(FrozenModel::load(model_path), options)) {
+    : state_(State::make(FrozenModel::load(model_path), options)) {
 #ifdef __GLIBC__
   malloc_trim(0);  // the engine has packed the weights; the module's own are freed, and glibc would keep their memory
 #endif

@@ -53,7 +53,9 @@ class Decoders {
 std::string name_of(const ImageSource& source);
 
 struct Runner::State {
-  State(const FrozenModel& model, const RunnerOptions& options);
+  // In a process forked off since, it is never taken apart: its threads are not there to be joined, and a condition variable for
+  // which they waited would wait for them.
+  static std::shared_ptr<State> make(const FrozenModel& model, const RunnerOptions& options);
 
   // Decodes the image and calls `use` with its pixels. Returns what is wrong with it, "" if nothing is. `when_read` is called
   // once the image's file has been read and before anything is computed. `use_jpeg`, if there is one, gets JPEGs that a GPU may decode
@@ -102,6 +104,7 @@ struct Runner::State {
   bool prepares_on_gpu() const;
   std::unique_ptr<BatchBuffer> take_buffer();
 
+  State(const FrozenModel& model, const RunnerOptions& options);
   const pid_t process_ = getpid();
   std::mutex mutex_;
   std::vector<std::unique_ptr<BatchBuffer>> idle_;  // of batch_size images, handed from call to call

@@ -41,14 +41,19 @@ Stream::~Stream() {
   if (getpid() != process_) (void)pipeline_.release();  // its threads did not come along through fork, and nothing can join them
 }
 
-std::size_t Stream::under_way() const { return pipeline_->under_way(); }
+Pipeline& Stream::pipeline() const {
+  runner_->check_own_process();
+  return *pipeline_;
+}
+
+std::size_t Stream::under_way() const { return pipeline().under_way(); }
 std::size_t Stream::capacity() const { return pipeline_->capacity(); }
-void Stream::push(ImageSource image) { pipeline_->push(std::move(image)); }
-void Stream::finish() { pipeline_->finish(); }
-bool Stream::wait_for(std::chrono::milliseconds time) const { return pipeline_->wait_for(time); }
+void Stream::push(ImageSource image) { pipeline().push(std::move(image)); }
+void Stream::finish() { pipeline().finish(); }
+bool Stream::wait_for(std::chrono::milliseconds time) const { return pipeline().wait_for(time); }
 
 std::optional<StreamResult> Stream::pop() {
-  auto item = pipeline_->pop();
+  auto item = pipeline().pop();
   if (!item) return {};
   StreamResult result{{}, {}, std::move(item->error)};
   if (!result.ok()) return result;

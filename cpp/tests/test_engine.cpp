@@ -3,6 +3,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <thread>
 
 #include <ATen/ATen.h>
@@ -114,6 +115,23 @@ TEST(a_forked_process_is_told_to_make_its_own) {
   int status = -1;
   CHECK_EQ(waitpid(child, &status, 0), child);
   CHECK_EQ(status, 0);
+}
+
+TEST(a_forked_process_can_destroy_what_it_has_of_its_parents) {
+  for (const auto dtype : {at::kFloat, at::kHalf}) {
+    auto engine = make_engine(model(), {.dtype = dtype, .threads = 2});
+    engine->forward(batch(1));
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));  // so that its threads wait for work
+    const auto child = fork();
+    if (child == 0) {
+      alarm(60);  // which ends a child that hangs
+      engine.reset();
+      _exit(0);
+    }
+    int status = -1;
+    CHECK_EQ(waitpid(child, &status, 0), child);
+    CHECK_EQ(status, 0);
+  }
 }
 
 TEST(a_forked_process_makes_and_uses_an_engine_of_its_own) {

@@ -21,7 +21,8 @@
 //
 // Thread safety: one thread may push while another pops; two may not push, nor pop, at the same time. A stream may be
 // destroyed at any moment when no call is under way: it waits for the images in the decoders and the batch in the forward
-// pass, and drops the rest. It may outlive its runner. A process forked off meanwhile can only destroy it.
+// pass, and drops the rest. It may outlive its runner. A process forked off meanwhile can only destroy it;
+// anything else is std::runtime_error there.
 #pragma once
 
 #include <chrono>
@@ -81,6 +82,8 @@ class SWSL_API Stream {
   bool wait_for(std::chrono::milliseconds time) const;
 
  private:
+  Pipeline& pipeline() const;
+
   const StreamOptions options_;
   const std::shared_ptr<Runner::State> runner_;
   const pid_t process_ = getpid();

@@ -8,6 +8,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,46 @@ def test_classify_csv(folder: Path, engine: list[str], server: Server) -> None:
     assert {**rows[0], "path": ""} == {**rows[1], "path": ""}
     assert rows[2]["error"] == "nowhere.jpg: cannot be opened: No such file or directory"
     assert sorted(path.name for path in folder.iterdir()) == ["a.jpg", "folder", "out.csv"]
+
+
+def test_a_live_list_on_stdin_gets_each_answer_when_it_is_computed(folder: Path, engine: list[str]) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "swsl", "classify", "-", *engine, "--format", "json"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder, env=subprocess_environment(),
+    ) as process:  # fmt: skip
+        assert process.stdin
+        assert process.stdout
+        stop = threading.Timer(120, process.kill)
+        stop.start()
+        # Each answer is read before the next name is written: waiting for a full batch would be waiting for ever.
+        for names in (["a.jpg"], ["nowhere.jpg"], ["a.jpg", "folder/b.png"], ["folder/deeper/c.jpeg"]):
+            process.stdin.write("".join(f"{name}\n" for name in names))
+            process.stdin.flush()
+            for name in names:
+                row = json.loads(process.stdout.readline())
+                assert row["path"] == name
+                assert ("error" in row) == (name == "nowhere.jpg")
+        process.stdin.write("a.jpg")
+        process.stdin.close()
+        assert json.loads(process.stdout.read())["path"] == "a.jpg"
+        stop.cancel()
+    assert process.returncode == 1
+
+
+def test_an_interrupted_live_run_ends_at_once(folder: Path, engine: list[str]) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "swsl", "classify", "-", *engine, "--format", "json"], text=True, cwd=folder,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=subprocess_environment(),
+    ) as process:  # fmt: skip
+        stop = threading.Timer(120, process.kill)
+        stop.start()
+        process.stdin.write("a.jpg\n")
+        process.stdin.flush()
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGINT)  # stdin stays open, and a thread waits for its next line
+        assert process.wait() == 130
+        assert process.stderr.read().splitlines()[-1].startswith("swsl: interrupted")
+        stop.cancel()
 
 
 def test_classify_table(folder: Path, engine: list[str], capsys: pytest.CaptureFixture) -> None:

@@ -27,12 +27,13 @@ Make = Callable[[int], "Runner | EagerRunner"]
 @pytest.fixture(scope="module", params=["compiled", "eager"])
 def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Make:
     model = seed_model(swsl.ResNeXt((1, 1, 1, 1), groups=4, width_per_group=4, num_classes=10))
+    spec = swsl.PreprocessSpec(input_size=(64, 64))
     if request.param == "eager":
-        return lambda batch_size: EagerRunner(model, device="cpu", batch_size=batch_size)
+        return lambda batch_size: EagerRunner(model, spec=spec, device="cpu", batch_size=batch_size)
     if not build_info()["compiled"] and os.environ.get("SWSL_REQUIRE_RUNNER") != "1":
         pytest.skip(build_info()["reason"])
     path = tmp_path_factory.mktemp("frozen") / "tiny.pt"
-    export_model(model, path, labels=[str(i) for i in range(10)])
+    export_model(model, path, spec=spec, labels=[str(i) for i in range(10)])
     return lambda batch_size: Runner(path, batch_size=batch_size)
 
 

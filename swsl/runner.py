@@ -199,9 +199,10 @@ class Runner:
     ) -> Generator[Result, None, None]:
         """A result for each source, in their order, while the next ones are read, decoded and preprocessed.
 
-        A result comes when it is computed, also from a live source such as a camera or a pipe: a batch that is not full goes
-        once no source has come for ``max_wait``. An unusable image becomes a result with an error. Memory stays bounded however many sources there are: they are
-        taken three batches ahead of the results, no further. Closing the iterator stops its threads.
+        A result comes when it is computed, also from a live source such as a camera or a pipe: a batch that is not full
+        goes once no source has come for ``max_wait``. An unusable image becomes a result with an error. Memory stays
+        bounded however many sources there are: they are taken three batches ahead of the results, no further. Closing the
+        iterator stops its threads.
 
         Args:
             sources: images; an endless generator is fine. Bytes, arrays and tensors must not be changed before their
@@ -212,10 +213,11 @@ class Runner:
                 where reading files is slow.
             top_k: classes for each image, where predictions are asked for.
             output: "predictions"; or "embedding" (2048) or "logits" (classes) as each result's ``row``, float32.
-            max_wait: seconds. The sources' iterator then runs on a thread of its own; what it raises is raised here, after
-                the results before it. After closing the stream, that thread ends when the iterator's next source comes.
-                None, and for a list or another sequence always: on the caller's thread, and in full batches until the
-                last, so that the last digits of a result do not depend on timing.
+            max_wait: in seconds. The iterator of the sources runs on a thread of its own; what it raises is raised here,
+                after the results before it. Where it is waiting when the stream is closed, its thread ends as soon as the
+                next source comes, which is dropped. With None, and for a list or another sequence always, sources are
+                taken on the caller's thread and every batch but the last is full, so that the last digits of a result do
+                not depend on timing.
 
         Raises:
             ValueError: an option out of bounds.

@@ -85,8 +85,6 @@ class Feeder(Generic[T]):
         try:
             while self._take(sources):
                 pass
-        except StopIteration:
-            pass
         except BaseException as raised:  # whatever it is, it is the consumer's
             error = raised
         self._finish()
@@ -97,7 +95,10 @@ class Feeder(Generic[T]):
         self._room.get()
         if not self._make:
             return False
-        source = next(sources)
+        try:
+            source = next(sources)
+        except StopIteration:
+            return False
         make = self._make
         if make is not None:
             self._made.put(make(source))

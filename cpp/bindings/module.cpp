@@ -132,8 +132,8 @@ class Stream {
 
   std::size_t capacity() const { return stream_->capacity(); }
 
-  // May be called while another thread pops. Waits for nobody, as the caller has seen to it that there is room, and keeps the GIL
-  // so that nobody closes the stream meanwhile.
+  // May be called while another thread pops. Waits for nobody, as the caller has seen to it that there is room, and
+  // keeps the GIL so that nobody closes the stream meanwhile.
   void push(const py::object& image) {
     Sources source(py::make_tuple(image));
     if (!stream_) return;
@@ -276,10 +276,11 @@ PYBIND11_MODULE(_C, m) {
                        std::optional<double> max_wait) {
              std::optional<std::chrono::microseconds> wait;  // 1e9 seconds are for ever, and can still be counted
              if (max_wait) wait = std::chrono::microseconds(static_cast<std::int64_t>(std::min(*max_wait, 1e9) * 1e6));
-             return std::make_unique<Stream>(runner, swsl::StreamOptions{batch_size, workers, top_k, parse_output(output), wait});
+             const swsl::StreamOptions options{batch_size, workers, top_k, parse_output(output), wait};
+             return std::make_unique<Stream>(runner, options);
            }),
-           py::arg("runner"), py::kw_only(), py::arg("batch_size"), py::arg("workers"), py::arg("top_k"), py::arg("output"),
-           py::arg("max_wait"))
+           py::arg("runner"), py::kw_only(), py::arg("batch_size"), py::arg("workers"), py::arg("top_k"),
+           py::arg("output"), py::arg("max_wait"))
       .def("capacity", &Stream::capacity)
       .def("push", &Stream::push, py::arg("image"))
       .def("finish", &Stream::finish)

@@ -193,8 +193,9 @@ TEST(a_live_list_on_stdin_gets_each_result_when_it_is_computed) {
   close(to[0]), close(from[1]);
   alarm(120);
   std::FILE* out = fdopen(from[0], "r");
-  for (const std::string& part : {data("photo.jpg") + '\n', data("nothing.jpg") + "\r\n", data("photo.jpg") + "\n\n" + data("photo.jpg") + '\n',
-                                 data("photo").substr(0, 3), data("photo").substr(3) + ".jpg\n"}) {
+  const std::string photo = data("photo.jpg");
+  for (const std::string& part : {photo + '\n', data("nothing.jpg") + "\r\n", photo + "\n\n" + photo + '\n',
+                                 photo.substr(0, 3), photo.substr(3) + '\n'}) {
     CHECK_EQ(write(to[1], part.data(), part.size()), static_cast<ssize_t>(part.size()));
     for (auto lines = std::count(part.begin(), part.end(), '\n') - has(part, "\n\n"); lines > 0; --lines) {
       char line[4096];
@@ -203,11 +204,11 @@ TEST(a_live_list_on_stdin_gets_each_result_when_it_is_computed) {
       CHECK(has(line, "{\"path\": \"" + data(has(part, "nothing") ? "nothing.jpg" : "photo.jpg") + '"'));
     }
   }
-  const std::string last = data("photo.jpg");  // without a newline
-  CHECK_EQ(write(to[1], last.data(), last.size()), static_cast<ssize_t>(last.size()));
+  CHECK_EQ(write(to[1], photo.data(), photo.size()), static_cast<ssize_t>(photo.size()));  // without a newline
   close(to[1]);
   char line[4096];
-  CHECK(std::fgets(line, sizeof line, out) != nullptr && has(line, last) && std::fgets(line, sizeof line, out) == nullptr);
+  CHECK(std::fgets(line, sizeof line, out) != nullptr && has(line, photo));
+  CHECK(std::fgets(line, sizeof line, out) == nullptr);
   std::fclose(out);
   int status = 0;
   CHECK_EQ(waitpid(child, &status, 0), child);

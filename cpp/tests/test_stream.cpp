@@ -235,7 +235,8 @@ TEST(options_are_checked) {
   CHECK_THROWS(std::invalid_argument, "batch_size: expected 0 or more, got -1", Stream(runner(), {.batch_size = -1}));
   CHECK_THROWS(std::invalid_argument, "workers: expected 0 or more, got -1", Stream(runner(), {.workers = -1}));
   CHECK_THROWS(std::invalid_argument, "top_k: expected 1 or more, got 0", Stream(runner(), {.top_k = 0}));
-  CHECK_THROWS(std::invalid_argument, "max_wait: expected 0 or more, got -1000 µs", Stream(runner(), {.max_wait = std::chrono::milliseconds(-1)}));
+  CHECK_THROWS(std::invalid_argument, "max_wait: expected 0 or more, got -7 µs",
+               Stream(runner(), {.max_wait = std::chrono::microseconds(-7)}));
 }
 
 // In the following tests nothing is pushed before the result before it is there: without max_wait they would wait for ever.

@@ -32,7 +32,7 @@ def add_commands(commands: Any) -> None:
     )
     command.add_argument(
         "--format", choices=("table", "json", "csv"),
-        help="of what is printed; json is one object a line (default table)",
+        help="of what is printed, for - as soon as it is computed; json is one object a line (default table)",
     )  # fmt: skip
     command.add_argument(
         "-o", "--output", metavar="FILE", help="a .csv, .jsonl or .parquet file to write instead"
@@ -126,6 +126,7 @@ def _open_and_say(arguments: argparse.Namespace) -> Runner | EagerRunner:
 
 
 def _classify(arguments: argparse.Namespace) -> int:
+    from .feeding import MAX_WAIT
     from .output import csv_header, csv_row, json_row, table_row
     from .sources import find_images
 
@@ -158,10 +159,13 @@ def _classify(arguments: argparse.Namespace) -> int:
     if arguments.format == "csv":
         sys.stdout.write(csv_header(top_k))
     failed = 0
-    stream = runner.stream(find_images(arguments.images), top_k=top_k)
+    live = "-" in arguments.images
+    stream = runner.stream(find_images(arguments.images), top_k=top_k, max_wait=MAX_WAIT if live else None)
     for result in _reported(stream, arguments, enabled=not sys.stdout.isatty()):
         failed += result.error is not None
         sys.stdout.write(row(result))
+        if live:
+            sys.stdout.flush()
     return 1 if failed else 0
 
 
@@ -207,7 +211,7 @@ def _fill(
                 print(f"swsl: {bulk.rows} rows are in {bulk.partial}, going on", file=sys.stderr)
             waiting: list[Result] = []
             remaining = bulk.remaining(find_images(arguments.images))
-            with contextlib.closing(runner.stream(remaining, **options)) as stream:
+            with contextlib.closing(runner.stream(remaining, max_wait=None, **options)) as stream:
                 try:
                     for result in _reported(stream, arguments, enabled=True, done=bulk.rows):
                         failed += result.error is not None

@@ -18,13 +18,20 @@ def find_images(arguments: Iterable[str]) -> Iterator[str]:
     """
     for argument in arguments:
         if argument == "-":
-            for line in sys.stdin:
-                if line := line.rstrip("\r\n"):
-                    yield line
+            yield from filter(None, _lines_of_stdin())
         elif os.path.isdir(argument):
             yield from _walk(argument)
         else:
             yield argument
+
+
+def _lines_of_stdin() -> Iterator[str]:
+    """As they come, and past the lock of `sys.stdin`: a thread that waits in there would not let the interpreter end."""
+    rest = b""
+    while data := os.read(sys.stdin.fileno(), 1 << 16):
+        *lines, rest = (rest + data).split(b"\n")
+        yield from (os.fsdecode(line.removesuffix(b"\r")) for line in lines)
+    yield os.fsdecode(rest.removesuffix(b"\r"))
 
 
 def _walk(folder: str) -> Iterator[str]:

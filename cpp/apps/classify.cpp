@@ -19,6 +19,7 @@
 #include <string_view>
 #include <vector>
 
+#include "lines.h"
 #include "output.h"
 #include "progress.h"
 
@@ -28,7 +29,8 @@ constexpr std::string_view usage =
     "usage: swsl-classify MODEL [IMAGE ...] [options]\n"
     "\n"
     "MODEL is a frozen module (made by: swsl export). IMAGE is a file, a folder (searched recursively, in sorted order) or - for\n"
-    "a list of paths on stdin, one a line.\n"
+    "a list of paths on stdin, one a line. What is printed for a list comes as soon as it is computed; folders and\n"
+    "files of rows are computed in full batches.\n"
     "\n"
     "  --top-k N          predictions an image (5)\n"
     "  --format FORMAT    of stdout: table, json (an object a line) or csv (a row an image) (table)\n"
@@ -160,14 +162,14 @@ void walk(const std::filesystem::path& folder, const Take& take, bool& found) {
   for (const auto& inner : folders) walk(inner, take, found);
 }
 
-void for_each_image(const std::vector<std::string>& images, const Take& take, const Take& fail) {
+// `meanwhile`: what to do while no line comes on stdin, as StdinLines.
+void for_each_image(const std::vector<std::string>& images, const Take& take, const Take& fail,
+                    const std::function<bool()>& meanwhile = {}) {
   for (const auto& image : images) {
     std::error_code ignored;
     if (image == "-") {
-      for (std::string line; std::getline(std::cin, line);) {
-        if (line.ends_with('\r')) line.pop_back();
-        if (!line.empty()) take(line);
-      }
+      for (StdinLines lines; const auto line = lines.next(meanwhile);)
+        if (!line->empty()) take(*line);
     } else if (std::filesystem::is_directory(image, ignored)) {
       bool found = false;
       try {
@@ -233,7 +235,9 @@ int run(const Arguments& arguments) {
     progress.message("swsl-classify: error: " + message);
   };
 
-  swsl::Stream stream(runner, {.workers = arguments.workers, .top_k = arguments.top_k});
+  swsl::StreamOptions options{.workers = arguments.workers, .top_k = arguments.top_k};
+  if (to_file || !from_stdin) options.max_wait = {};  // full batches: what is in a file does not depend on timing
+  swsl::Stream stream(runner, options);
   std::deque<std::string> under_way;
   std::string rows;
   const auto add = [&](const swsl::StreamResult& result) {
@@ -249,14 +253,19 @@ int run(const Arguments& arguments) {
       std::cout << rows << std::flush;
     rows.clear();
   };
+  const auto write_what_is_there = [&] {
+    while (stream.wait_for(std::chrono::milliseconds(0))) add(*stream.pop());
+    if (!rows.empty()) write();
+    return !under_way.empty();
+  };
   const auto take = [&](const std::string& path) {
     if (file && file->has_next(path)) return;
-    while (stream.under_way() == stream.capacity() || stream.wait_for(std::chrono::milliseconds(0))) add(*stream.pop());
-    if (!rows.empty()) write();
+    if (stream.under_way() == stream.capacity()) add(*stream.pop());
+    write_what_is_there();
     under_way.push_back(path);
     stream.push(path);
   };
-  for_each_image(arguments.images, take, fail);
+  for_each_image(arguments.images, take, fail, write_what_is_there);
   stream.finish();
   while (const auto result = stream.pop()) {
     add(*result);

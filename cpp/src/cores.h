@@ -26,8 +26,8 @@ std::optional<int> omp_num_threads(const char* text);
 // infinite without one. `root` is where the cgroup file systems, version 1 or 2, are mounted.
 double cgroup_cpu_quota(const std::string& list_of_groups, const std::string& root);
 
-// Thread-safe. A forward pass waits longest for its cores, as it needs many, so once one waits, no image gets a token. Among
-// forward passes, and among images, whoever came first goes first.
+// Thread-safe. A forward pass waits longest for its cores, as it needs many, so once one waits, no image gets a token.
+// Among forward passes, and among images, whoever came first goes first.
 class CoreBudget {
  public:
   explicit CoreBudget(int cores) : total_(std::max(cores, 1)), free_(total_) {}

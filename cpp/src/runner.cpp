@@ -348,7 +348,10 @@ BatchResult Runner::embed(std::span<const ImageSource> images) const {
   return state_->run(images, [this](const at::Tensor& batch) { return state_->embed(batch); });
 }
 
-std::vector<LayerTime> Runner::profile(const at::Tensor& batch) const { return state_->engine->profile(batch); }
+std::vector<LayerTime> Runner::profile(const at::Tensor& batch) const {
+  const auto held = state_->cores.for_forward(state_->info.threads);
+  return state_->engine->profile(batch);
+}
 
 BatchResult Runner::preprocess(std::span<const ImageSource> images) const { return state_->preprocess(images); }
 

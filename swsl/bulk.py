@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from .interrupts import held_back
 from .output import csv_header, csv_line, csv_row, hand_down, json_row, replacing, written_error, written_name
 from .prediction import Result
 from .run_record import Record, ResumeError, check_record, record_text
@@ -93,9 +94,7 @@ class BulkOutput:
         if self.complete:
             return
         self._close(complete=kind is None)
-        if kind is None:
-            self.complete = True
-        elif not self.rows:
+        if not self.complete and not self.rows:
             self._remove()
 
     def _has_rows(self) -> bool:
@@ -121,6 +120,7 @@ class BulkOutput:
         raise NotImplementedError
 
     def _close(self, complete: bool) -> None:
+        """Sets `complete` once the file has its name."""
         raise NotImplementedError
 
     def _remove(self) -> None:
@@ -223,11 +223,13 @@ class _LinesOutput(_FileOutput):
             self._write_record(self.partial)
 
     def _close(self, complete: bool) -> None:
-        if complete:  # while there is a partial file, the finished one's record is not asked for
-            self._write_record(self.target)
-        self._lines.close(self.target if complete else None)
-        if complete:
-            _record_path(self.partial).unlink()
+        with held_back():
+            if complete:  # while there is a partial file, the finished one's record is not asked for
+                self._write_record(self.target)
+            self._lines.close(self.target if complete else None)
+            if complete:
+                _record_path(self.partial).unlink()
+            self.complete = complete
 
 
 class CsvOutput(_LinesOutput):
@@ -321,15 +323,17 @@ class NpyOutput(_FileOutput):
         self._write_header()  # last: what it counts is all there
 
     def _close(self, complete: bool) -> None:
-        if complete:
-            self._write_record(self.target)
-            os.fsync(self._file.fileno())
-        self._file.close()
-        self._paths.close(self._names_file if complete else None)
-        if complete:
-            hand_down(self.target, self.partial)
-            os.replace(self.partial, self.target)
-            _record_path(self.partial).unlink()
+        with held_back():
+            if complete:
+                self._write_record(self.target)
+                os.fsync(self._file.fileno())
+            self._file.close()
+            self._paths.close(self._names_file if complete else None)
+            if complete:
+                hand_down(self.target, self.partial)
+                os.replace(self.partial, self.target)
+                _record_path(self.partial).unlink()
+            self.complete = complete
 
     def _remove(self) -> None:
         super()._remove()

@@ -30,12 +30,17 @@ def csv_header(top_k: int) -> str:
 
 def written_name(name: object) -> str:
     """How a path or URL is written into an output; see the top of this file."""
-    return written_error(re.sub(r"\\(?=x[0-9a-f]{2})", r"\\x5c", str(name))).replace("\0", r"\x00")
+    return written_error(re.sub(r"\\(?=x[0-9a-f]{2})", r"\\x5c", str(name)))
 
 
 def written_error(error: object) -> str:
     """An error's text, which may hold a file's name, as any file or terminal takes it."""
-    return str(error).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return (
+        str(error)
+        .encode("utf-8", "surrogateescape")
+        .decode("utf-8", "backslashreplace")
+        .replace("\0", r"\x00")
+    )
 
 
 def csv_row(result: Result, top_k: int) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .bulk import BulkOutput
+from .interrupts import held_back
 from .output import replacing, written_error, written_name
 from .prediction import Result
 from .run_record import Record, record_text
@@ -107,8 +108,10 @@ class ParquetOutput(BulkOutput):
                 with self._parquet.ParquetFile(part) as opened:
                     for batch in opened.iter_batches():
                         writer.write_batch(batch)
-        self._clear(self._parts())
-        self._remove()
+        with held_back():
+            self._clear(self._parts())
+            self._remove()
+            self.complete = True
 
     def _remove(self) -> None:
         self.partial.rmdir()

@@ -38,7 +38,7 @@ def add_commands(commands: Any) -> None:
         "-o", "--output", metavar="FILE", help="a .csv, .jsonl or .parquet file to write instead"
     )
     _add_resume(command)
-    command.set_defaults(run=_classify)
+    command.set_defaults(run=_classify, interrupted="")
 
     command = commands.add_parser("embed", help="the pooled features of images, 2048 numbers each")
     _add_images(command)
@@ -47,7 +47,7 @@ def add_commands(commands: Any) -> None:
         help="a .npy file (with FILE.paths.csv beside it) or a .parquet file to write",
     )  # fmt: skip
     _add_resume(command)
-    command.set_defaults(run=_embed)
+    command.set_defaults(run=_embed, interrupted="")
 
     command = commands.add_parser(
         "demo", help="the whole chain on a bundled photograph, with timings and a picture"
@@ -56,7 +56,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "-o", "--output", default="swsl-demo.png", metavar="FILE", help="default swsl-demo.png"
     )
-    command.set_defaults(run=_demo)
+    command.set_defaults(run=_demo, writes=("output",))
 
 
 def _add_images(command: argparse.ArgumentParser) -> None:
@@ -147,9 +147,14 @@ def _classify(arguments: argparse.Namespace) -> int:
         sys.stdout.write(csv_header(top_k))
     failed = 0
     stream = runner.stream(find_images(arguments.images), top_k=top_k)
-    for result in _reported(stream, arguments, enabled=not sys.stdout.isatty()):
-        failed += result.error is not None
-        sys.stdout.write(row(result))
+    try:
+        for result in _reported(stream, arguments, enabled=not sys.stdout.isatty()):
+            failed += result.error is not None
+            sys.stdout.write(row(result))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            "only what was printed is kept; a run with -o FILE can go on with --resume"
+        ) from None
     return 1 if failed else 0
 
 

@@ -226,7 +226,7 @@ def _reported(
 
     total = None
     if enabled and sys.stderr.isatty() and "-" not in arguments.images:
-        total = sum(1 for _ in find_images(arguments.images)) - done
+        total = sum(1 for _ in find_images(arguments.images, report=False)) - done
     with Progress("images", total, enabled=enabled and (total is None or total > _A_HANDFUL)) as progress:
         for result in results:
             if result.error:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -68,7 +69,7 @@ def finetune(options: TrainOptions, report: Callable[[str], None] = print) -> li
     run: _Run | None = None
     try:
         import_torchvision()
-        train, val = list_training_data(options.data)
+        train, val = list_training_data(options.data, report=os.environ.get("RANK", "0") == "0")
         with joined(options.device) as processes:
             said = report if processes.first else lambda _: None
             run = _Run(options, processes, train, val, said)

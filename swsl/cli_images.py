@@ -42,7 +42,7 @@ def add_commands(commands: Any) -> None:
         help="a .csv, .jsonl or .parquet file to write instead; what made it is in FILE.run.json, or in the Parquet",
     )
     _add_resume(command)
-    command.set_defaults(run=_classify)
+    command.set_defaults(run=_classify, interrupted="")
 
     command = commands.add_parser("embed", help="the pooled features of images, 2048 numbers each")
     _add_images(command)
@@ -51,7 +51,7 @@ def add_commands(commands: Any) -> None:
         help="a .npy file (with FILE.paths.csv beside it) or a .parquet file to write",
     )  # fmt: skip
     _add_resume(command)
-    command.set_defaults(run=_embed)
+    command.set_defaults(run=_embed, interrupted="")
 
     command = commands.add_parser(
         "demo", help="the whole chain on a bundled photograph, with timings and a picture"
@@ -60,7 +60,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "-o", "--output", default="swsl-demo.png", metavar="FILE", help="default swsl-demo.png"
     )
-    command.set_defaults(run=_demo)
+    command.set_defaults(run=_demo, writes=("output",))
 
 
 def _add_images(command: argparse.ArgumentParser) -> None:
@@ -296,7 +296,7 @@ def _reported(
 
     total = None
     if enabled and sys.stderr.isatty() and "-" not in arguments.images:
-        total = sum(1 for _ in find_images(arguments.images)) - done
+        total = sum(1 for _ in find_images(arguments.images, report=False)) - done
     with Progress("images", total, enabled=enabled and (total is None or total > _A_HANDFUL)) as progress:
         for result in results:
             if result.error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .image import ImageError, ImageSource, fetch, is_pillow, is_url, load_image
+from .image import ImageError, ImageSource, fetch, is_pillow, is_url, load_image, open_regular
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -71,11 +71,8 @@ def prepare(image: ImageSource, native: ModuleType, exif_orientation: bool) -> A
         if isinstance(name, str) and is_url(name):
             image = fetch(name)
         else:
-            try:
-                with open(name, "rb") as file:
-                    head = file.read(8)
-            except OSError:
-                return name  # C++ says what is wrong with it
+            with open_regular(name) as file:
+                head = file.read(8)
             if _decodes(head, native):
                 return name
     if isinstance(image, (bytes, bytearray, memoryview)) and _decodes(bytes(image[:8]), native):

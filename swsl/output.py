@@ -156,6 +156,11 @@ def is_special(path: Path) -> bool:
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
+def is_stdout(path: Path) -> bool:
+    """Whether ``path``, from `resolve_target`, is this process's standard output by its name."""
+    return _descriptor(path) == 1
+
+
 def open_special(path: Path) -> BinaryIO:
     """A device or pipe, from `resolve_target`, to write into, unbuffered. A named pipe waits for its reader, as with every
     program.

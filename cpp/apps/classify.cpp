@@ -5,15 +5,12 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cctype>
 #include <charconv>
 #include <chrono>
 #include <deque>
 #include <filesystem>
-#include <functional>
 #include <iostream>
 #include <optional>
-#include <set>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -23,6 +20,7 @@
 #include "output.h"
 #include "partial_file.h"
 #include "progress.h"
+#include "sources.h"
 #include "target.h"
 
 namespace {
@@ -142,50 +140,6 @@ Arguments parse(const std::vector<std::string>& words) {
   return out;
 }
 
-// ---- Where images come from: one path at a time, so that a million of them on stdin stay a stream ----
-
-using Take = std::function<void(const std::string& path)>;
-
-void walk(const std::filesystem::path& folder, const Take& take, bool& found) {
-  static const std::set<std::string> suffixes = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"};
-  std::vector<std::filesystem::path> files, folders;
-  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
-    std::string suffix = entry.path().extension().string();
-    std::transform(suffix.begin(), suffix.end(), suffix.begin(), [](unsigned char c) { return std::tolower(c); });
-    if (entry.is_directory()) {
-      if (!entry.is_symlink()) folders.push_back(entry.path());  // a link may lead back up
-    } else if (suffixes.contains(suffix)) {
-      files.push_back(entry.path());
-    }
-  }
-  std::sort(files.begin(), files.end());
-  std::sort(folders.begin(), folders.end());
-  for (const auto& file : files) found = true, take(file.string());
-  for (const auto& inner : folders) walk(inner, take, found);
-}
-
-void for_each_image(const std::vector<std::string>& images, const Take& take, const Take& fail) {
-  for (const auto& image : images) {
-    std::error_code ignored;
-    if (image == "-") {
-      for (std::string line; Interruption::read_line(line);) {
-        if (line.ends_with('\r')) line.pop_back();
-        if (!line.empty()) take(line);
-      }
-    } else if (std::filesystem::is_directory(image, ignored)) {
-      bool found = false;
-      try {
-        walk(image, take, found);
-        if (!found) take(image);  // which is then an image that cannot be used
-      } catch (const std::filesystem::filesystem_error& error) {
-        fail(error.what());
-      }
-    } else {
-      take(image);
-    }
-  }
-}
-
 void print_info(const Arguments& arguments) {
   const auto m = swsl::FrozenModel::read_metadata(arguments.model);
   if (arguments.format == Format::json) {
@@ -205,7 +159,7 @@ void print_info(const Arguments& arguments) {
 
 std::int64_t count_images(const std::vector<std::string>& images) {
   std::int64_t count = 0;
-  for_each_image(images, [&](const std::string&) { ++count; }, [](const std::string&) {});
+  for_each_image(images, [&](const std::string&) { ++count; });
   return count;
 }
 
@@ -289,7 +243,7 @@ int run(const Arguments& arguments) {
     stream.push(path);
   };
   try {
-    for_each_image(arguments.images, take, fail);
+    for_each_image(arguments.images, take, [&](const std::string& line) { progress.message("swsl-classify: " + written_error(line)); });
     if (Interruption::signal()) throw Interrupted();
     stream.finish();
     while (const auto result = stream.pop()) {

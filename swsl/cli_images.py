@@ -33,7 +33,7 @@ def add_commands(commands: Any) -> None:
     )
     command.add_argument(
         "--format", choices=("table", "json", "csv"),
-        help="of what is printed; json is one object a line (default table)",
+        help="of what is printed, for - as soon as it is computed; json is one object a line (default table)",
     )  # fmt: skip
     command.add_argument(
         "-o",
@@ -182,6 +182,7 @@ def _target(path: str) -> Path:
 
 def _print(target: Path | None, style: str, arguments: argparse.Namespace) -> int:
     """Rows to stdout, or to a device or pipe."""
+    from .feeding import MAX_WAIT
     from .output import csv_header, csv_row, json_row, open_special, table_row
     from .sources import find_images
 
@@ -201,12 +202,16 @@ def _print(target: Path | None, style: str, arguments: argparse.Namespace) -> in
             runner = _open_and_say(arguments)
             if style == "csv":
                 out.write(csv_header(top_k))
-            stream = runner.stream(find_images(arguments.images), top_k=top_k)
+            live = "-" in arguments.images
+            stream = runner.stream(
+                find_images(arguments.images), top_k=top_k, max_wait=MAX_WAIT if live else None
+            )
             for result in _reported(stream, arguments, enabled=bool(target) or not out.isatty()):
                 failed += result.error is not None
                 out.write(rows[style](result))
-            if target:
-                out.flush()
+                if live:
+                    out.flush()
+            out.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -214,7 +219,9 @@ def _print(target: Path | None, style: str, arguments: argparse.Namespace) -> in
             raise
         raise OSError(f"{target}: cannot be written: {error.strerror}") from error
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt("nothing is kept but what was printed; -o FILE keeps rows") from error
+        raise KeyboardInterrupt(
+            "only what was printed is kept; a run with -o FILE can go on with --resume"
+        ) from error
     return 1 if failed else 0
 
 
@@ -271,7 +278,7 @@ def _fill(
             bulk.write(batch)
 
     remaining = bulk.remaining(find_images(arguments.images))
-    with contextlib.closing(runner.stream(remaining, **options)) as stream:
+    with contextlib.closing(runner.stream(remaining, max_wait=None, **options)) as stream:
         try:
             for result in _reported(stream, arguments, enabled=True, done=bulk.rows):
                 failed += result.error is not None

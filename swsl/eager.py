@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Iterable, Sequence
-from itertools import islice
 
 import torch
 from torch import Tensor
 
+from .feeding import MAX_WAIT, chunks
 from .fingerprint import fingerprint
 from .image import ImageError, ImageSource
 from .labels import LABELS
@@ -109,7 +109,12 @@ class EagerRunner:
         return top_predictions(self.logits(images), self.labels, top_k)
 
     def stream(
-        self, sources: Iterable[ImageSource], *, top_k: int = 5, output: str = "predictions"
+        self,
+        sources: Iterable[ImageSource],
+        *,
+        top_k: int = 5,
+        output: str = "predictions",
+        max_wait: float | None = MAX_WAIT,
     ) -> Generator[Result, None, None]:
         """A result for each source, in their order; an unusable image becomes a result with an error.
 
@@ -117,6 +122,9 @@ class EagerRunner:
             sources: taken from as far as the next batch needs.
             top_k: classes for each image, where predictions are asked for.
             output: "predictions", "embedding" or "logits".
+            max_wait: seconds without a source after which a batch goes that is not full, as in the compiled runner: the
+                sources' iterator then runs on a thread of its own. None, and for a sequence always: only the last batch
+                is not full.
 
         Raises:
             ValueError: an option out of bounds.
@@ -126,8 +134,7 @@ class EagerRunner:
         if top_k < 1:
             raise ValueError(f"top_k: expected 1 or more, got {top_k}")
         compute = self.embed_batch if output == "embedding" else self.forward
-        iterator = iter(sources)
-        while chunk := list(islice(iterator, self.batch_size)):
+        for chunk in chunks(sources, self.batch_size, max_wait):
             tensors: list[Tensor | Exception] = [self._try_preprocess(source) for source in chunk]
             good = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
             rows = compute(torch.stack(good)) if good else torch.empty(0, 1)

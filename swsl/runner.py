@@ -11,12 +11,14 @@ import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Literal, NamedTuple, SupportsIndex
+from types import NoneType
+from typing import Any, Literal, NamedTuple, SupportsFloat, SupportsIndex
 
 import torch
 from torch import Tensor
 
 from .export import ModelError
+from .feeding import MAX_WAIT, End, Feeder, is_live
 from .image import ImageError, ImageSource, several
 from .native import PACKAGE, extension, prepare
 from .prediction import Prediction, Result
@@ -180,7 +182,7 @@ class Runner:
         if errors not in ("raise", "return"):
             raise ValueError(f"errors: expected 'raise' or 'return', got {errors!r}")
         answers: list[Any] = []
-        for result in self.stream(several(images), top_k=top_k):
+        for result in self.stream(several(images), top_k=top_k, max_wait=None):
             if result.error and errors == "raise":
                 raise result.error
             answers.append(result.error or result.predictions)
@@ -194,10 +196,12 @@ class Runner:
         workers: int = 0,
         top_k: int = 5,
         output: Literal["predictions", "embedding", "logits"] = "predictions",
+        max_wait: float | None = MAX_WAIT,
     ) -> Generator[Result, None, None]:
         """A result for each source, in their order, while the next ones are read, decoded and preprocessed.
 
-        An unusable image becomes a result with an error. Memory stays bounded however many sources there are: they are
+        A result comes when it is computed, also from a live source such as a camera or a pipe: a batch that is not full goes
+        once no source has come for ``max_wait``. An unusable image becomes a result with an error. Memory stays bounded however many sources there are: they are
         taken three batches ahead of the results, no further. Closing the iterator stops its threads.
 
         Args:
@@ -209,16 +213,23 @@ class Runner:
                 where reading files is slow.
             top_k: classes for each image, where predictions are asked for.
             output: "predictions"; or "embedding" (2048) or "logits" (classes) as each result's ``row``, float32.
+            max_wait: seconds. The sources' iterator then runs on a thread of its own; what it raises is raised here, after
+                the results before it. After closing the stream, that thread ends when the iterator's next source comes.
+                None, and for a list or another sequence always: on the caller's thread, and in full batches until the
+                last, so that the last digits of a result do not depend on timing.
 
         Raises:
             ValueError: an option out of bounds.
         """
+        _check_types("a number, or None", (SupportsFloat, NoneType), max_wait=max_wait)
         _check_types("a whole number", SupportsIndex, batch_size=batch_size, workers=workers, top_k=top_k)
         _check_types("a string", str, output=output)
+        live = is_live(sources, max_wait)
         stream = self._module.Stream(
-            self._runner, batch_size=batch_size, workers=workers, top_k=top_k, output=output
-        )
-        return self._results(stream, iter(sources))
+            self._runner, batch_size=batch_size, workers=workers, top_k=top_k, output=output,
+            max_wait=max_wait if live else None,
+        )  # fmt: skip
+        return (self._live_results if live else self._results)(stream, iter(sources))
 
     def _results(self, stream: Any, sources: Iterator[ImageSource]) -> Generator[Result, None, None]:
         under_way: deque[tuple[ImageSource, Exception | None]] = (
@@ -246,11 +257,29 @@ class Runner:
                 if failure:
                     yield Result(source, [], failure)
                     continue
-                predictions, row, error = stream.pop()
-                yield Result(
-                    source, [Prediction(*p) for p in predictions], ImageError(error) if error else None, row
-                )
+                yield _pop(stream, source)
         finally:
+            stream.close()
+
+    def _live_results(self, stream: Any, sources: Iterator[ImageSource]) -> Generator[Result, None, None]:
+        def push(source: ImageSource) -> tuple[ImageSource, Exception | None]:
+            prepared = self._try_prepare(source)
+            if isinstance(prepared, Exception):
+                return source, prepared
+            stream.push(prepared)
+            return source, None
+
+        feeder = Feeder(sources, stream.capacity(), push, stream.finish)
+        try:
+            while not isinstance(made := feeder.get(), End):
+                source, failure = made
+                result = Result(source, [], failure) if failure else _pop(stream, source)
+                feeder.give_room()
+                yield result
+            if made.error:
+                raise made.error
+        finally:
+            feeder.close()
             stream.close()
 
     def logits(self, images: Iterable[ImageSource]) -> Tensor:
@@ -310,6 +339,11 @@ class Runner:
 def _is_due(under_way: deque[tuple[ImageSource, Exception | None]], stream: Any) -> bool:
     """Whether the next result is there without waiting."""
     return bool(under_way) and (under_way[0][1] is not None or stream.ready())
+
+
+def _pop(stream: Any, source: ImageSource) -> Result:
+    predictions, row, error = stream.pop()
+    return Result(source, [Prediction(*p) for p in predictions], ImageError(error) if error else None, row)
 
 
 def _check_types(expected: str, kind: Any, **arguments: object) -> None:

@@ -59,9 +59,7 @@ def find_images(arguments: Iterable[str], *, report: bool = True) -> Iterator[st
     skipped = Skipped()
     for argument in arguments:
         if argument == "-":
-            for line in sys.stdin:
-                if line := line.rstrip("\r\n"):
-                    yield line
+            yield from filter(None, _lines_of_stdin())
         elif os.path.isdir(argument):
             found = False
             for path in walk_images(argument, skipped):
@@ -73,6 +71,15 @@ def find_images(arguments: Iterable[str], *, report: bool = True) -> Iterator[st
             yield argument
     if report:
         skipped.report()
+
+
+def _lines_of_stdin() -> Iterator[str]:
+    """As they come, and past the lock of `sys.stdin`: a thread that waits in there would not let the interpreter end."""
+    rest = b""
+    while data := os.read(sys.stdin.fileno(), 1 << 16):
+        *lines, rest = (rest + data).split(b"\n")
+        yield from (os.fsdecode(line.removesuffix(b"\r")) for line in lines)
+    yield os.fsdecode(rest.removesuffix(b"\r"))
 
 
 def walk_images(folder: str, skipped: Skipped, *, follow_links: bool = False) -> Iterator[str]:

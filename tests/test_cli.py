@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -77,13 +80,65 @@ def test_classify_csv(folder: Path, engine: list[str], server: Server) -> None:
     printed = run("classify", "-", *engine, "--format", "csv", stdin=names, cwd=folder)
     written = run("classify", "-", *engine, "-o", "out.csv", stdin=names, cwd=folder)
     assert (printed.returncode, written.returncode, written.stdout) == (1, 1, "")
-    assert (folder / "out.csv").read_text() == printed.stdout
-    rows = list(csv.DictReader(io.StringIO(printed.stdout)))
+
+    def parsed(text: str, number: Callable[[float], object]) -> list[dict[str, object]]:
+        return [
+            {
+                name: number(float(cell)) if cell and "probability" in name else cell
+                for name, cell in row.items()
+            }
+            for row in csv.DictReader(io.StringIO(text))
+        ]
+
+    # What is printed of a list on stdin comes from batches of any size, on which the last digits may depend.
+    about = functools.partial(pytest.approx, rel=1e-4)
+    rows = parsed(printed.stdout, float)
+    assert rows == parsed((folder / "out.csv").read_text(), about)
     assert len(rows) == 3
     assert list(rows[0])[:5] == ["path", "error", "label_1", "index_1", "probability_1"]
-    assert {**rows[0], "path": ""} == {**rows[1], "path": ""}
+    assert {**rows[0], "path": ""} == {**parsed(printed.stdout, about)[1], "path": ""}
     assert rows[2]["error"] == "nowhere.jpg: cannot be opened: No such file or directory"
     assert sorted(path.name for path in folder.iterdir()) == ["a.jpg", "folder", "out.csv"]
+
+
+def test_a_live_list_on_stdin_gets_each_answer_when_it_is_computed(folder: Path, engine: list[str]) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "swsl", "classify", "-", *engine, "--format", "json"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder, env=subprocess_environment(),
+    ) as process:  # fmt: skip
+        assert process.stdin
+        assert process.stdout
+        stop = threading.Timer(120, process.kill)
+        stop.start()
+        # Each answer is read before the next name is written: waiting for a full batch would be waiting for ever.
+        for names in (["a.jpg"], ["nowhere.jpg"], ["a.jpg", "folder/b.png"], ["folder/deeper/c.jpeg"]):
+            process.stdin.write("".join(f"{name}\n" for name in names))
+            process.stdin.flush()
+            for name in names:
+                row = json.loads(process.stdout.readline())
+                assert row["path"] == name
+                assert ("error" in row) == (name == "nowhere.jpg")
+        process.stdin.write("a.jpg")
+        process.stdin.close()
+        assert json.loads(process.stdout.read())["path"] == "a.jpg"
+        stop.cancel()
+    assert process.returncode == 1
+
+
+def test_an_interrupted_live_run_ends_at_once(folder: Path, engine: list[str]) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "swsl", "classify", "-", *engine, "--format", "json"], text=True, cwd=folder,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=subprocess_environment(),
+    ) as process:  # fmt: skip
+        stop = threading.Timer(120, process.kill)
+        stop.start()
+        process.stdin.write("a.jpg\n")
+        process.stdin.flush()
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGINT)  # stdin stays open, and a thread waits for its next line
+        assert process.wait() == 130
+        assert process.stderr.read().splitlines()[-1].startswith("swsl: interrupted")
+        stop.cancel()
 
 
 def test_classify_table(folder: Path, engine: list[str], capsys: pytest.CaptureFixture) -> None:

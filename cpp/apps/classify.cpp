@@ -29,7 +29,8 @@ constexpr std::string_view usage =
     "usage: swsl-classify MODEL [IMAGE ...] [options]\n"
     "\n"
     "MODEL is a frozen module (made by: swsl export). IMAGE is a file, a folder (searched recursively, in sorted order) or - for\n"
-    "a list of paths on stdin, one a line.\n"
+    "a list of paths on stdin, one a line. What is printed for a list comes as soon as it is computed, without waiting for a full\n"
+    "batch; rows of folders and in files come from full batches.\n"
     "\n"
     "  --top-k N          predictions an image (5)\n"
     "  --format FORMAT    of stdout: table, json (an object a line) or csv (a row an image) (table)\n"
@@ -168,7 +169,7 @@ struct Interrupted {};
 // What an interrupted run leaves.
 std::string kept(const std::optional<OutputLock>& lock, const std::optional<PartialFile>& file, const std::string& target) {
   const std::string partial = PartialFile::path_of(target);
-  if (!lock) return "nothing is kept but what was printed; -o FILE keeps rows";
+  if (!lock) return "only what was printed is kept; a run with -o FILE can go on with --resume";
   if (file && file->is_complete()) return target + " is complete";
   if (file && file->rows() > 0) return std::to_string(file->rows()) + " rows are in " + partial + "; go on with --resume";
   if (!file && std::filesystem::exists(partial)) return partial + " is as it was; go on with --resume";
@@ -211,7 +212,9 @@ int run(const Arguments& arguments) {
     progress.message("swsl-classify: error: " + written_error(message));
   };
 
-  swsl::Stream stream(runner, {.workers = arguments.workers, .top_k = arguments.top_k});
+  swsl::StreamOptions options{.workers = arguments.workers, .top_k = arguments.top_k};
+  if (to_file || !from_stdin) options.max_wait = {};  // full batches: what is in a file does not depend on timing
+  swsl::Stream stream(runner, options);
   std::deque<std::string> under_way;
   std::string rows;
   std::int64_t count = 0;
@@ -231,19 +234,22 @@ int run(const Arguments& arguments) {
     count = 0;
   };
   const auto is_due = [&] { return stream.wait_for(std::chrono::milliseconds(0)); };
+  const auto write_what_is_there = [&] {
+    while (is_due()) add(*stream.pop());
+    if (!rows.empty()) write();
+    return !under_way.empty();
+  };
   const auto take = [&](const std::string& path) {
     if (Interruption::signal()) throw Interrupted();
     if (file && file->has_next(path)) return;
-    while (stream.under_way() == stream.capacity() || is_due()) {
-      add(*stream.pop());
-      if (Interruption::signal()) throw Interrupted();
-    }
-    if (!rows.empty()) write();
+    if (stream.under_way() == stream.capacity()) add(*stream.pop());
+    write_what_is_there();
     under_way.push_back(path);
     stream.push(path);
   };
+  const auto report = [&](const std::string& line) { progress.message("swsl-classify: " + written_error(line)); };
   try {
-    for_each_image(arguments.images, take, [&](const std::string& line) { progress.message("swsl-classify: " + written_error(line)); });
+    for_each_image(arguments.images, take, report, write_what_is_there);
     if (Interruption::signal()) throw Interrupted();
     stream.finish();
     while (const auto result = stream.pop()) {

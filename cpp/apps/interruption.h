@@ -2,13 +2,11 @@
 #pragma once
 
 #include <fcntl.h>
-#include <poll.h>
 #include <signal.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cerrno>
-#include <string>
 
 class Interruption {
  public:
@@ -25,33 +23,8 @@ class Interruption {
 
   static int signal() { return signal_; }  // 0: none came
 
-  // The next line of stdin without its newline. False at the end, or once a signal has come: whichever thread got that, a byte
-  // in a pipe wakes who waits here.
-  static bool read_line(std::string& line) {
-    static std::string buffer;
-    static std::size_t place = 0;
-    std::size_t end;
-    while ((end = buffer.find('\n', place)) == std::string::npos) {
-      buffer.erase(0, place);
-      place = 0;
-      pollfd files[] = {{STDIN_FILENO, POLLIN, 0}, {pipe_[0], POLLIN, 0}};
-      while (poll(files, 2, -1) < 0 && errno == EINTR) {
-      }
-      if (signal_ != 0) return false;
-      char piece[1 << 16];
-      const auto count = read(STDIN_FILENO, piece, sizeof piece);
-      if (count < 0 && errno == EINTR) continue;
-      if (count <= 0) {
-        line = std::move(buffer);
-        buffer.clear();
-        return !line.empty();
-      }
-      buffer.append(piece, static_cast<std::size_t>(count));
-    }
-    line = buffer.substr(place, end - place);
-    place = end + 1;
-    return true;
-  }
+  // Can be read from once a signal has come.
+  static int pipe() { return pipe_[0]; }
 
  private:
   static void note(int signal) {

@@ -1,5 +1,7 @@
 #include "sources.h"
 
+#include "lines.h"
+
 #include <algorithm>
 #include <cctype>
 #include <cstdint>
@@ -87,15 +89,13 @@ bool walk(const fs::path& folder, const std::function<void(const std::string&)>&
 }  // namespace
 
 void for_each_image(const std::vector<std::string>& images, const std::function<void(const std::string& path)>& take,
-                    const std::function<void(const std::string& line)>& report) {
+                    const std::function<void(const std::string& line)>& report, const std::function<bool()>& meanwhile) {
   Skipped skipped;
   for (const auto& image : images) {
     std::error_code ignored;
     if (image == "-") {
-      for (std::string line; std::getline(std::cin, line);) {
-        if (line.ends_with('\r')) line.pop_back();
-        if (!line.empty()) take(line);
-      }
+      for (StdinLines lines; const auto line = lines.next(meanwhile);)
+        if (!line->empty()) take(*line);
     } else if (!fs::is_directory(image, ignored) || !walk(image, take, skipped)) {
       take(image);
     }

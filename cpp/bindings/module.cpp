@@ -123,21 +123,26 @@ class Stream {
 
   ~Stream() { close(); }
 
+  // Then `push` and `finish` do nothing: they may be under way on another thread.
   void close() {
+    auto stream = std::move(stream_);
     const py::gil_scoped_release no_gil;  // it waits for its threads
-    stream_.reset();
+    stream.reset();
   }
 
   std::size_t capacity() const { return stream_->capacity(); }
 
-  // Waits for nobody: the caller has seen to it that there is room.
+  // May be called while another thread pops. Waits for nobody, as the caller has seen to it that there is room, and keeps the GIL
+  // so that nobody closes the stream meanwhile.
   void push(const py::object& image) {
-    auto& source = sources_.emplace_back(py::make_tuple(image)).span()[0];
-    const py::gil_scoped_release no_gil;
-    stream_->push(source);
+    Sources source(py::make_tuple(image));
+    if (!stream_) return;
+    stream_->push(sources_.emplace_back(std::move(source)).span()[0]);
   }
 
-  void finish() { stream_->finish(); }
+  void finish() {
+    if (stream_) stream_->finish();
+  }
 
   bool ready() const { return stream_->wait_for(std::chrono::milliseconds(0)); }
 
@@ -267,10 +272,14 @@ PYBIND11_MODULE(_C, m) {
       .def("info", &info)
       .def("metadata", [](const Runner& runner) { return runner.metadata().json; });
   py::class_<Stream>(m, "Stream")
-      .def(py::init([](const Runner& runner, int batch_size, int workers, int top_k, const std::string& output) {
-             return std::make_unique<Stream>(runner, swsl::StreamOptions{batch_size, workers, top_k, parse_output(output)});
+      .def(py::init([](const Runner& runner, int batch_size, int workers, int top_k, const std::string& output,
+                       std::optional<double> max_wait) {
+             std::optional<std::chrono::microseconds> wait;  // 1e9 seconds are for ever, and can still be counted
+             if (max_wait) wait = std::chrono::microseconds(static_cast<std::int64_t>(std::min(*max_wait, 1e9) * 1e6));
+             return std::make_unique<Stream>(runner, swsl::StreamOptions{batch_size, workers, top_k, parse_output(output), wait});
            }),
-           py::arg("runner"), py::kw_only(), py::arg("batch_size"), py::arg("workers"), py::arg("top_k"), py::arg("output"))
+           py::arg("runner"), py::kw_only(), py::arg("batch_size"), py::arg("workers"), py::arg("top_k"), py::arg("output"),
+           py::arg("max_wait"))
       .def("capacity", &Stream::capacity)
       .def("push", &Stream::push, py::arg("image"))
       .def("finish", &Stream::finish)

@@ -72,39 +72,49 @@ int available_cores() {
   return std::max(1, quota < cores ? static_cast<int>(quota) : cores);
 }
 
-CoreBudget::Hold CoreBudget::for_image() {
-  std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this] { return free_ > 0 && forwards_waiting_ == 0; });
-  return take(1);
-}
+CoreBudget::Hold CoreBudget::for_image() { return take(images_, 1); }
 
-CoreBudget::Hold CoreBudget::for_forward(int threads) {
-  const int tokens = std::clamp(threads, 0, total_);
-  std::unique_lock lock(mutex_);
-  ++forwards_waiting_;
-  changed_.wait(lock, [&] { return free_ >= tokens; });
-  --forwards_waiting_;
-  changed_.notify_all();  // where the forward pass leaves cores, images may go on
-  return take(tokens);
-}
+CoreBudget::Hold CoreBudget::for_forward(int threads) { return take(forwards_, std::clamp(threads, 0, total_)); }
 
-CoreBudget::Hold CoreBudget::take(int tokens) {
-  free_ -= tokens;
-  peak_ = std::max(peak_, total_ - free_);
+CoreBudget::Hold CoreBudget::take(Queue& queue, int tokens) {
+  std::unique_lock lock(mutex_);
+  Waiter me{tokens};
+  queue.push_back(&me);
+  serve();
+  me.called.wait(lock, [&] { return me.served; });
   return {*this, tokens};
 }
 
 void CoreBudget::give_back(int tokens) {
-  {
-    const std::lock_guard lock(mutex_);
-    free_ += tokens;
-  }
-  changed_.notify_all();
+  const std::lock_guard lock(mutex_);
+  free_ += tokens;
+  serve();
 }
 
-bool CoreBudget::forward_waits() const {
+void CoreBudget::serve() {
+  serve(forwards_);
+  if (forwards_.empty()) serve(images_);
+}
+
+void CoreBudget::serve(Queue& queue) {
+  while (!queue.empty() && queue.front()->tokens <= free_) {
+    Waiter& next = *queue.front();
+    queue.pop_front();
+    free_ -= next.tokens;
+    peak_ = std::max(peak_, total_ - free_);
+    next.served = true;
+    next.called.notify_one();  // with the mutex held: once it is free, `next` may be gone
+  }
+}
+
+int CoreBudget::forwards_waiting() const {
   const std::lock_guard lock(mutex_);
-  return forwards_waiting_ > 0;
+  return static_cast<int>(forwards_.size());
+}
+
+int CoreBudget::images_waiting() const {
+  const std::lock_guard lock(mutex_);
+  return static_cast<int>(images_.size());
 }
 
 int CoreBudget::peak() const {

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <condition_variable>
+#include <deque>
 #include <mutex>
 #include <string>
 #include <utility>
@@ -20,7 +21,8 @@ int available_cores();
 // infinite without one. `root` is where the cgroup file systems, version 1 or 2, are mounted.
 double cgroup_cpu_quota(const std::string& list_of_groups, const std::string& root);
 
-// Thread-safe. A forward pass waits longest for its cores, as it needs many, so once one waits, nobody else gets a token.
+// Thread-safe. A forward pass waits longest for its cores, as it needs many, so once one waits, no image gets a token. Among
+// forward passes, and among images, whoever came first goes first.
 class CoreBudget {
  public:
   explicit CoreBudget(int cores) : total_(std::max(cores, 1)), free_(total_) {}
@@ -51,18 +53,27 @@ class CoreBudget {
   Hold for_forward(int threads);
 
   int total() const { return total_; }
-  bool forward_waits() const;
+  int forwards_waiting() const;
+  int images_waiting() const;
   int peak() const;  // tokens that were held at one time, at most
 
  private:
-  Hold take(int tokens);
+  struct Waiter {
+    const int tokens;
+    std::condition_variable called = {};
+    bool served = false;
+  };
+  using Queue = std::deque<Waiter*>;
+
+  Hold take(Queue& queue, int tokens);
   void give_back(int tokens);
+  void serve();
+  void serve(Queue& queue);
 
   const int total_;
   mutable std::mutex mutex_;
-  std::condition_variable changed_;
   int free_;
-  int forwards_waiting_ = 0;
+  Queue forwards_, images_;
   int peak_ = 0;
 };
 

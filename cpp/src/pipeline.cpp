@@ -11,7 +11,6 @@ Pipeline::Pipeline(PipelineOptions options)
     : options_(std::move(options)),
       batch_size_(static_cast<std::size_t>(options_.batch_size)),
       ring_(static_cast<std::size_t>(options_.at_once) + 2),
-      prepared_(ring_.size()),
       items_(ring_.size() * batch_size_) {
   try {
     for (int i = 0; i < options_.workers; ++i) threads_.emplace_back([this] { prepare_images(); });
@@ -48,6 +47,7 @@ void Pipeline::push(ImageSource image) {
     if (pushed_ - popped_ == capacity()) std::rethrow_exception(error_);  // there will be no room
     items_[pushed_ % capacity()] = {std::move(image), {}, {}};
     ++pushed_;
+    last_push_ = Clock::now();
   }
   pushed_more_.notify_one();
 }
@@ -96,65 +96,86 @@ void Pipeline::prepare_images() {
   try {
     std::unique_lock lock(mutex_);
     while (true) {
-      pushed_more_.wait(lock, [this] { return stop_ || taken_ < pushed_; });
+      pushed_more_.wait(lock, [this] { return stop_ || image_can_be_taken(); });
       if (stop_) return;
-      const std::size_t index = taken_++;
-      const std::size_t slot = slot_of(index);
-      Item& item = items_[index % capacity()];
-      if (!ring_[slot]) ring_[slot] = options_.make_buffer();
-      BatchBuffer& buffer = *ring_[slot];
+      if (begins_a_batch()) {
+        Batch& next = slot(begun_++);
+        next.begin = taken_;
+        next.count = next.prepared = 0;
+      }
+      Batch& mine = slot(begun_ - 1);
+      if (!mine.buffer) mine.buffer = options_.make_buffer();
+      const std::size_t place = mine.count++;
+      Item& item = items_[taken_++ % capacity()];
       lock.unlock();
-      item.error = options_.prepare(buffer, item.image, index % batch_size_);
+      item.error = options_.prepare(*mine.buffer, item.image, place);
       lock.lock();
-      if (++prepared_[slot] == batch_size_ || finished_) batch_ready_.notify_one();
+      ++mine.prepared;
+      if (mine.prepared == mine.count && next_starts_at()) batch_ready_.notify_one();
     }
   } catch (...) {
     fail();
   }
+}
+
+// When the next batch may be started; never, as long as an image of it is missing.
+std::optional<Pipeline::Clock::time_point> Pipeline::next_starts_at() {
+  if (started_ == begun_) return {};
+  const Batch& next = slot(started_);
+  if (next.prepared < next.count) return {};
+  if (next.count == batch_size_ || (finished_ && taken_ == pushed_)) return Clock::time_point::min();
+  if (taken_ < pushed_ || !options_.max_wait) return {};
+  return last_push_ + *options_.max_wait;
 }
 
 void Pipeline::compute_batches() {
   try {
     std::unique_lock lock(mutex_);
     while (true) {
-      const auto images_left = [&] { return finished_ ? std::min(batch_size_, pushed_ - started_) : batch_size_; };
-      batch_ready_.wait(lock, [&] { return stop_ || prepared_[slot_of(started_)] == images_left(); });
-      const std::size_t begin = started_, count = images_left();
-      if (stop_ || count == 0) return;
-      started_ += count;
+      if (stop_ || (finished_ && taken_ == pushed_ && started_ == begun_)) return;
+      const auto start = next_starts_at();
+      if (!start || *start > Clock::now()) {
+        if (start)
+          batch_ready_.wait_until(lock, *start);
+        else
+          batch_ready_.wait(lock);
+        continue;
+      }
+      Batch& mine = slot(started_++);
       batch_ready_.notify_one();  // the next one may be waiting already
       lock.unlock();
       std::exception_ptr failure;
       try {
-        compute_batch(begin, count);
+        compute_batch(mine);
       } catch (...) {
         failure = std::current_exception();
       }
       lock.lock();
-      turn_.wait(lock, [&] { return stop_ || computed_ == begin; });
-      if (computed_ != begin) return;  // a batch before this one has failed
+      turn_.wait(lock, [&] { return stop_ || computed_ == mine.begin; });
+      if (computed_ != mine.begin) return;  // a batch before this one has failed
       if (failure) std::rethrow_exception(failure);
-      prepared_[slot_of(begin)] = 0;
-      computed_ += count;
+      computed_ += mine.count;
+      ++computed_batches_;
       turn_.notify_all();
       result_ready_.notify_all();
+      pushed_more_.notify_all();  // there is a buffer again
     }
   } catch (...) {
     fail();
   }
 }
 
-void Pipeline::compute_batch(std::size_t begin, std::size_t count) {
+void Pipeline::compute_batch(const Batch& batch) {
   std::vector<Item*> good;
   std::vector<std::size_t> places;
-  for (std::size_t i = 0; i < count; ++i) {
-    Item& item = items_[(begin + i) % capacity()];
+  for (std::size_t i = 0; i < batch.count; ++i) {
+    Item& item = items_[(batch.begin + i) % capacity()];
     if (!item.error.empty()) continue;
     good.push_back(&item);
     places.push_back(i);
   }
   if (good.empty()) return;
-  const auto rows = ring_[slot_of(begin)]->take(places, options_.compute);
+  const auto rows = batch.buffer->take(places, options_.compute);
   for (std::size_t i = 0; i < good.size(); ++i) good[i]->row = rows.select(0, static_cast<std::int64_t>(i));
 }
 

@@ -1,5 +1,6 @@
 #include <swsl/stream.h>
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "pipeline.h"
@@ -17,6 +18,8 @@ const StreamOptions& checked(const StreamOptions& options) {
   at_least("batch_size", options.batch_size, 0);
   at_least("workers", options.workers, 0);
   at_least("top_k", options.top_k, 1);
+  if (options.max_wait && options.max_wait->count() < 0)
+    throw std::invalid_argument("max_wait: expected 0 or more, got " + std::to_string(options.max_wait->count()) + " µs");
   return options;
 }
 
@@ -28,6 +31,8 @@ Stream::Stream(const Runner& runner, const StreamOptions& options) : options_(ch
   pipeline.batch_size = options.batch_size ? options.batch_size : state.batch_size;
   pipeline.workers = options.workers ? options.workers : available_cores();
   pipeline.at_once = state.engine->info().at_once;
+  constexpr std::chrono::microseconds longest = std::chrono::hours(24 * 365);  // clocks must be able to count to its end
+  if (options.max_wait) pipeline.max_wait = std::min(*options.max_wait, longest);
   pipeline.make_buffer = [&state, size = pipeline.batch_size] { return state.make_buffer(size); };
   pipeline.prepare = [&state](BatchBuffer& buffer, const ImageSource& image, std::size_t place) {
     CoreBudget::Hold core;

@@ -312,6 +312,43 @@ TEST(an_output_goes_through_a_link_and_into_a_pipe) {
   CHECK_EQ(classify(arguments + "-o '" + data("folder") + "'").code, 1);
 }
 
+// A result comes before the next path is written: a program that waited for a full batch would wait for ever.
+TEST(a_live_list_on_stdin_gets_each_result_when_it_is_computed) {
+  int to[2], from[2];
+  CHECK(pipe(to) == 0 && pipe(from) == 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    dup2(to[0], STDIN_FILENO), dup2(from[1], STDOUT_FILENO);
+    for (const int end : {to[0], to[1], from[0], from[1]}) close(end);
+    const char* program = std::getenv("SWSL_CLASSIFY");
+    execl(program, program, data("tiny.pt").c_str(), "-", "--format", "json", "--top-k", "1", nullptr);
+    _exit(127);
+  }
+  close(to[0]), close(from[1]);
+  alarm(120);
+  std::FILE* out = fdopen(from[0], "r");
+  for (const std::string& part : {data("photo.jpg") + '\n', data("nothing.jpg") + "\r\n", data("photo.jpg") + "\n\n" + data("photo.jpg") + '\n',
+                                 data("photo").substr(0, 3), data("photo").substr(3) + ".jpg\n"}) {
+    CHECK_EQ(write(to[1], part.data(), part.size()), static_cast<ssize_t>(part.size()));
+    for (auto lines = std::count(part.begin(), part.end(), '\n') - has(part, "\n\n"); lines > 0; --lines) {
+      char line[4096];
+      CHECK(std::fgets(line, sizeof line, out) != nullptr);
+      CHECK_EQ(has(line, "\"error\""), has(part, "nothing"));
+      CHECK(has(line, "{\"path\": \"" + data(has(part, "nothing") ? "nothing.jpg" : "photo.jpg") + '"'));
+    }
+  }
+  const std::string last = data("photo.jpg");  // without a newline
+  CHECK_EQ(write(to[1], last.data(), last.size()), static_cast<ssize_t>(last.size()));
+  close(to[1]);
+  char line[4096];
+  CHECK(std::fgets(line, sizeof line, out) != nullptr && has(line, last) && std::fgets(line, sizeof line, out) == nullptr);
+  std::fclose(out);
+  int status = 0;
+  CHECK_EQ(waitpid(child, &status, 0), child);
+  alarm(0);
+  CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 1);
+}
+
 TEST(info_prints_the_metadata) {
   const auto run = classify(model + " --info");
   CHECK_EQ(run.code, 0);

@@ -75,7 +75,7 @@ TEST(images_wait_behind_a_forward_pass_that_waits) {
     const auto cores = budget.for_forward(2);
     forward_was = ++order;
   });
-  while (!budget.forward_waits()) std::this_thread::yield();
+  while (budget.forwards_waiting() == 0) std::this_thread::yield();
   std::thread image([&] {
     const auto core = budget.for_image();  // one core is free, but not for this
     image_was = ++order;
@@ -85,6 +85,25 @@ TEST(images_wait_behind_a_forward_pass_that_waits) {
   image.join();
   CHECK_EQ(forward_was, 1);
   CHECK_EQ(image_was, 2);
+}
+
+TEST(whoever_came_first_gets_cores_first) {
+  for (const bool forwards : {true, false}) {
+    CoreBudget budget(1);
+    auto first = std::make_unique<CoreBudget::Hold>(budget.for_image());
+    std::vector<int> order;  // guarded by the only core
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 12; ++i) {
+      threads.emplace_back([&, i] {
+        const auto core = forwards ? budget.for_forward(1) : budget.for_image();
+        order.push_back(i);
+      });
+      while ((forwards ? budget.forwards_waiting() : budget.images_waiting()) != i + 1) std::this_thread::yield();
+    }
+    first.reset();
+    for (auto& thread : threads) thread.join();
+    for (int i = 0; i < 12; ++i) CHECK_EQ(order[i], i);
+  }
 }
 
 TEST(the_smallest_quota_of_the_groups_around_counts) {

@@ -235,4 +235,68 @@ TEST(options_are_checked) {
   CHECK_THROWS(std::invalid_argument, "batch_size: expected 0 or more, got -1", Stream(runner(), {.batch_size = -1}));
   CHECK_THROWS(std::invalid_argument, "workers: expected 0 or more, got -1", Stream(runner(), {.workers = -1}));
   CHECK_THROWS(std::invalid_argument, "top_k: expected 1 or more, got 0", Stream(runner(), {.top_k = 0}));
+  CHECK_THROWS(std::invalid_argument, "max_wait: expected 0 or more, got -1000 µs", Stream(runner(), {.max_wait = std::chrono::milliseconds(-1)}));
+}
+
+// In the following tests nothing is pushed before the result before it is there: without max_wait they would wait for ever.
+
+TEST(a_live_source_gets_its_results_without_a_full_batch) {
+  for (const int at_once : {1, 2, 3}) {
+    auto options = numbers(4, 3, 5, at_once);
+    options.max_wait = std::chrono::milliseconds(1);
+    Pipeline pipeline(options);
+    int number = 0;
+    for (int round = 0; round < 30; ++round) {  // more batches than buffers
+      const int count = 1 + round % 6, first = number + 1;
+      for (int i = 0; i < count; ++i) pipeline.push(std::to_string(++number));
+      for (int i = first; i <= number; ++i) check_number(pipeline.pop().value(), i, 5);
+    }
+    pipeline.finish();
+    CHECK(!pipeline.pop());
+  }
+}
+
+TEST(small_batches_fill_no_more_buffers_than_there_are) {
+  auto options = numbers(4, 3);
+  options.max_wait = std::chrono::milliseconds(1);
+  std::latch started(1), go_on(1);
+  options.compute = [&](const at::Tensor& batch) {
+    if (batch[0][0].item<float>() == 1) started.count_down(), go_on.wait();
+    return batch.mul(2);
+  };
+  Pipeline pipeline(options);
+  pipeline.push("1");
+  started.wait();  // a batch of one, and then as many images as may be under way: four batches for three buffers
+  for (int i = 2; i <= 12; ++i) pipeline.push(std::to_string(i));
+  go_on.count_down();
+  for (int i = 1; i <= 12; ++i) check_number(pipeline.pop().value(), i, 1 << 30);
+}
+
+TEST(batches_are_full_where_nothing_else_is_asked_for) {
+  std::atomic<std::int64_t> smallest = 4;
+  auto options = numbers(4, 2);
+  options.compute = [&](const at::Tensor& batch) {
+    smallest = std::min(smallest.load(), batch.size(0));
+    return batch.mul(2);
+  };
+  Pipeline pipeline(options);
+  for (int i = 1; i <= 8; ++i) {
+    pipeline.push(std::to_string(i));
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+  for (int i = 1; i <= 8; ++i) check_number(pipeline.pop().value(), i, 1 << 30);
+  CHECK_EQ(smallest.load(), 4);
+}
+
+TEST(a_stream_is_live_by_default) {
+  Stream stream(runner());
+  for (const char* image : {"photo.jpg", "nothing.jpg", "photo.jpg"}) {
+    stream.push(data(image));
+    CHECK_EQ(stream.pop().value().ok(), std::string(image) == "photo.jpg");
+  }
+  Stream patient(runner(), {.max_wait = std::chrono::microseconds::max()});
+  patient.push(data("photo.jpg"));
+  CHECK(!patient.wait_for(std::chrono::milliseconds(50)));
+  patient.finish();
+  CHECK(patient.pop().value().ok());
 }

@@ -12,6 +12,10 @@
 //
 // Results come in the order of the images. An image that cannot be used is a result with an error.
 //
+// Live sources, whose next image may be long in coming: while the thread above waits for its next path it shows nothing. Let one
+// thread push and another pop, or ask `wait_for` while there is nothing to push. A batch that is not full is computed once nothing
+// has been pushed for `max_wait`; then how images are put together, and with it the last digits of a result, is up to their timing.
+//
 // Cores: an image that is decoded and preprocessed takes one of the cores that the process may use, a forward pass on the
 // CPU as many as it has threads and one on a GPU none; both wait for free ones, so the streams of one runner never keep
 // more threads busy than there are cores. Reading files takes none: with slow storage, more workers read ahead.
@@ -47,6 +51,10 @@ struct StreamOptions {
   int workers = 0;     // threads that read, decode and preprocess; 0: as many as this process may use cores
   int top_k = 5;       // predictions of an image; a model with fewer classes gives all of them
   Output output = Output::predictions;
+
+  // After so long without a push, the images that are there are computed without waiting for a full batch; nullopt: only full
+  // batches before `finish`, so that results do not depend on timing.
+  std::optional<std::chrono::microseconds> max_wait = std::chrono::milliseconds(10);
 };
 
 struct StreamResult {
@@ -71,7 +79,7 @@ class SWSL_API Stream {
   // or the stream is destroyed.
   void push(ImageSource image);
 
-  // No more images: the last batch need not be full to be computed.
+  // No more images: the last batch is computed at once, full or not.
   void finish();
 
   // Waits for the next result; nothing after the last one.

@@ -12,6 +12,8 @@
 #include <mutex>
 #include <thread>
 
+#include "turns.h"
+
 namespace swsl {
 
 class ForwardThread {
@@ -31,7 +33,7 @@ class ForwardThread {
 
   int threads_ = 0;
   const pid_t process_ = getpid();
-  std::mutex turn_;  // held by the caller whose work is under way
+  Turns turn_;  // held by the caller whose work is under way
   std::mutex mutex_;
   std::condition_variable changed_;
   const std::function<void()>* work_ = nullptr;

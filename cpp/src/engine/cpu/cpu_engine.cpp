@@ -19,6 +19,7 @@
 #include "engine/cpu/pack.h"
 #include "engine/cpu/plan.h"
 #include "engine/cpu/thread_pool.h"
+#include "turns.h"
 
 namespace swsl {
 namespace {
@@ -107,7 +108,7 @@ class CpuEngine final : public Engine {
   int max_batch_;
   ThreadPool threads_;
   PackedNetwork network_;
-  std::mutex turn_;        // held by the caller whose batch is under way
+  Turns turn_;             // held by the caller whose batch is under way
   std::list<Plan> plans_;  // the last used first
   Arena arena_;
   EngineInfo info_;

@@ -31,6 +31,7 @@
 #include "engine/cuda/graph.h"
 #include "engine/cuda/network.h"
 #include "engine/parts.h"
+#include "turns.h"
 
 namespace swsl {
 namespace {
@@ -180,6 +181,7 @@ class CudaEngine final : public Engine {
   };
 
   Lane& take_lane() {
+    const std::lock_guard first_in_the_queue(queue_);
     std::unique_lock lock(mutex_);
     Lane* found = nullptr;
     lane_free_.wait(lock, [&] {
@@ -329,6 +331,7 @@ class CudaEngine final : public Engine {
   std::optional<DeviceNetwork> network_;
   std::array<Lane, 2> lanes_;
   std::mutex mutex_;  // of every lane's `busy`, and of came_
+  Turns queue_;       // of those who wait for a lane
   std::condition_variable lane_free_;
   std::set<Size> came_;
   std::map<Size, Methods> methods_;  // with building() held

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -25,6 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A command that keeps something when it is stopped raises KeyboardInterrupt with the words for it and for how to go on.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text in any encoding
     parser = build_parser()
     arguments = parser.parse_args(argv)
     warnings.showwarning = lambda message, *_: print(f"swsl: warning: {message}", file=sys.stderr)

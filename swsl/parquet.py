@@ -42,13 +42,16 @@ class ParquetOutput(BulkOutput):
         return bool(self._parts())
 
     def _record_of(self, path: Path) -> bytes | None:
-        file = self._parts()[0] if path == self.partial else path
-        return (self._parquet.read_schema(file).metadata or {}).get(_RECORD)
+        with open(self._parts()[0] if path == self.partial else path, "rb") as file:
+            return (self._parquet.read_schema(file).metadata or {}).get(_RECORD)
 
     def _open(self, resume: bool) -> None:
         self._clear(self._litter() if resume else [*self._litter(), *self._parts()])
         self.partial.mkdir(exist_ok=True)
-        self.rows = sum(self._parquet.read_metadata(part).num_rows for part in self._parts())
+        self.rows = 0
+        for part in self._parts():
+            with open(part, "rb") as file:  # pyarrow takes no name that is no UTF-8
+                self.rows += self._parquet.read_metadata(file).num_rows
 
     def _parts(self) -> list[Path]:
         return sorted(self.partial.glob("[0-9]" * 8 + ".parquet"))
@@ -64,8 +67,8 @@ class ParquetOutput(BulkOutput):
 
     def _names(self, path: Path) -> Iterator[str]:
         for file in self._parts() if path == self.partial else [path]:
-            with self._parquet.ParquetFile(file) as opened:
-                for batch in opened.iter_batches(columns=["path"]):
+            with open(file, "rb") as opened:
+                for batch in self._parquet.ParquetFile(opened).iter_batches(columns=["path"]):
                     yield from batch.column(0).to_pylist()
 
     def _copy_back(self) -> None:
@@ -92,8 +95,8 @@ class ParquetOutput(BulkOutput):
             for name in ("label", "index", "probability"):
                 columns[name] = [[getattr(p, name) for p in r.predictions] for r in self._waiting]
         table = self._pa.table(columns, schema=self._schema)
-        with replacing(self._next_part()) as temporary:
-            self._parquet.write_table(table, temporary)
+        with replacing(self._next_part()) as temporary, open(temporary, "wb") as file:
+            self._parquet.write_table(table, file)
         self._waiting = []
 
     def _close(self, complete: bool) -> None:
@@ -102,11 +105,12 @@ class ParquetOutput(BulkOutput):
             return
         with (
             replacing(self.target) as temporary,
-            self._parquet.ParquetWriter(temporary, self._schema) as writer,
+            open(temporary, "wb") as whole,
+            self._parquet.ParquetWriter(whole, self._schema) as writer,
         ):
             for part in self._parts():
-                with self._parquet.ParquetFile(part) as opened:
-                    for batch in opened.iter_batches():
+                with open(part, "rb") as file:
+                    for batch in self._parquet.ParquetFile(file).iter_batches():
                         writer.write_batch(batch)
         with held_back():
             self._clear(self._parts())

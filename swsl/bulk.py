@@ -1,67 +1,85 @@
 """Outputs of long runs: rows are kept as they come, and an interrupted run is continued.
 
 While a run is under way its rows are in ``FILE.partial``, which becomes ``FILE`` by a rename when all are there. Each row is
-an input, in the order of the inputs, so that the number of whole rows says where to go on. `swsl-classify` keeps CSV and
-JSON lines in the same way, and either program continues what the other began.
+an input, in the order of the inputs, so that the number of whole rows says where to go on, and a record beside the rows
+(`swsl.run_record`) says with what. `swsl-classify` keeps CSV and JSON lines in the same way, and either program continues what
+the other began. Parquet is in `swsl.parquet`.
 """
 
 from __future__ import annotations
 
 import csv
 import ctypes
-import io
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from .output import csv_header, csv_row, json_row, replacing
+from .interrupts import held_back
+from .output import csv_header, csv_line, csv_row, hand_down, json_row, replacing, written_error, written_name
 from .prediction import Result
-
-
-class ResumeError(RuntimeError):
-    """An interrupted run that cannot be continued with these inputs or options."""
+from .run_record import Record, ResumeError, check_record, record_text
 
 
 class BulkOutput:
     """Rows into ``FILE.partial``, then a rename. Use as a context manager around `write`; leaving it without an error
     completes the file.
 
+    One process at a time: hold `swsl.run_record.locked` meanwhile.
+
     Args:
-        target: the file to write.
-        resume: go on with the ``.partial`` file that is there; otherwise it is started anew.
+        target: the file to write, from `swsl.output.resolve_target`.
+        record: what decides the rows.
+        resume: go on with the rows that are in the ``.partial`` file, or else in the finished one; otherwise all is made anew.
 
     Raises:
-        ResumeError: what is there was written with other options.
+        ResumeError: what is there was made with another model or other options.
         OSError: it cannot be written.
     """
 
-    def __init__(self, target: Path, *, resume: bool) -> None:
+    def __init__(self, target: Path, record: Record, *, resume: bool) -> None:
         self.target = target
         self.partial = target.with_name(target.name + ".partial")
+        self.record = record
         self.rows = 0
-        if not target.parent.is_dir():
-            raise FileNotFoundError(f"{target}: the folder {target.parent} does not exist")
-        self._open(resume and self.partial.exists())
+        self.complete = False
+        """Whether the finished file is there and, so far, all that is needed."""
+        if resume and self._has_rows():
+            check_record(self.partial, self._record_of(self.partial), record)
+            self._open(True)
+        elif resume and target.exists():
+            check_record(target, self._record_of(target), record)
+            self.complete = True
+            self.rows = sum(1 for _ in self._names(target))
+        else:
+            self._open(False)
 
     def remaining(self, inputs: Iterable[str]) -> Iterator[str]:
         """The inputs that have no row yet, after a check that those which have one are the ones expected.
 
         Raises:
-            ResumeError: the inputs are not those of the interrupted run.
+            ResumeError: the inputs are not those of the run that made the rows.
         """
         inputs = iter(inputs)
-        for row, done in enumerate(self._finished(), 1):
+        path = self.target if self.complete else self.partial
+        for row, done in enumerate(itertools.islice(self._names(path), self.rows), 1):
             found = next(inputs, None)
-            if found != done:
+            if found is None or written_name(found) != done:
                 raise ResumeError(
-                    f"{self.partial}: row {row} is of {done}, but input {row} is now "
-                    f"{'missing' if found is None else found}; give the same inputs, or start anew without --resume"
+                    f"{path}: row {row} is of {done}, but input {row} is now "
+                    f"{'missing' if found is None else written_name(found)}; give the same inputs, or start anew without "
+                    "--resume"
                 )
-        yield from inputs
+        for name in inputs:
+            if self.complete:  # so far; a copy goes on, and the file stays until that is whole
+                self._copy_back()
+                self._open(True)
+                self.complete = False
+            yield name
 
     def write(self, results: Sequence[Result]) -> None:
         self._append(results)
@@ -73,18 +91,40 @@ class BulkOutput:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
+        if self.complete:
+            return
         self._close(complete=kind is None)
+        if not self.complete and not self.rows:
+            self._remove()
 
-    def _open(self, resume: bool) -> None:
+    def _has_rows(self) -> bool:
+        """Whether an interrupted run has left any."""
         raise NotImplementedError
 
-    def _finished(self) -> Iterator[str]:
+    def _record_of(self, path: Path) -> str | bytes | None:
+        raise NotImplementedError
+
+    def _open(self, resume: bool) -> None:
+        """The partial file, and `rows` as many as it has."""
+        raise NotImplementedError
+
+    def _names(self, path: Path) -> Iterator[str]:
+        """The paths of the rows, as they are written there."""
+        raise NotImplementedError
+
+    def _copy_back(self) -> None:
+        """The finished file as the partial one, so that no kill leaves neither."""
         raise NotImplementedError
 
     def _append(self, results: Sequence[Result]) -> None:
         raise NotImplementedError
 
     def _close(self, complete: bool) -> None:
+        """Sets `complete` once the file has its name."""
+        raise NotImplementedError
+
+    def _remove(self) -> None:
+        """The partial file, which has no row."""
         raise NotImplementedError
 
 
@@ -92,139 +132,166 @@ class _Lines:
     """A file of records that end in a newline, appended to in whole records."""
 
     def __init__(self, path: Path, header: str, resume: bool) -> None:
-        self.path = path
-        self.file: BinaryIO = open(path, "r+b" if resume else "w+b")  # noqa: SIM115
-        self.header = header
+        self.path, self.header = path, header
+        self.records = 0
+        self.file: BinaryIO = open(path, "ab" if resume else "wb", buffering=0)  # noqa: SIM115
         if resume:
-            whole, self.records = self._whole_records()
-            if header and not self.records:
-                whole = 0
-            self.file.truncate(whole)
-        else:
-            self.records = 0
+            self.keep(None)
         if header and not self.records:
             self.append(header)
             self.records = 1
-        if header and self.first() != header:
-            raise ResumeError(
-                f"{path}: was begun with other options: its header is {self.first()[:80]!r}, expected {header[:80]!r}"
-            )
-        self.file.seek(0, os.SEEK_END)
 
-    def _whole_records(self, limit: int | None = None) -> tuple[int, int]:
-        """The bytes and the number of the first `limit` records; a newline within quotes ends none in CSV."""
-        size = records = end = quotes = 0
-        self.file.seek(0)
-        for line in self.file:
-            if limit is not None and records == limit:
-                break
-            size += len(line)
-            quotes += line.count(b'"') if self.header else 0
-            if line.endswith(b"\n") and quotes % 2 == 0:
-                end, records = size, records + 1
-        return end, records
-
-    def keep(self, records: int) -> None:
-        size, self.records = self._whole_records(records)
+    def keep(self, records: int | None) -> None:
+        """The first records, or all that are whole."""
+        size, self.records = whole_records(self.path, bool(self.header), records)
         self.file.truncate(size)
-        self.file.seek(0, os.SEEK_END)
-
-    def first(self) -> str:
-        self.file.seek(0)
-        return self.file.readline().decode("utf-8", "surrogateescape")
-
-    def text(self) -> io.TextIOWrapper:
-        return open(self.path, encoding="utf-8", errors="surrogateescape", newline="")
 
     def append(self, text: str) -> None:
         # One write: a killed run leaves whole records, but for the last at most.
-        data = text.encode("utf-8", "surrogateescape")
-        self.file.seek(0, os.SEEK_END)
-        self.file.write(data)
-        self.file.flush()
+        data = memoryview(text.encode())
+        while data:
+            data = data[self.file.write(data) :]
 
     def close(self, rename_to: Path | None) -> None:
         if rename_to:
             os.fsync(self.file.fileno())
         self.file.close()
         if rename_to:
+            hand_down(rename_to, self.path)
             os.replace(self.path, rename_to)
 
 
-class CsvOutput(BulkOutput):
-    """One row for each image; see `csv_header`."""
+def whole_records(path: Path, csv: bool, limit: int | None = None) -> tuple[int, int]:
+    """The bytes and the number of the first ``limit`` records; a newline within quotes ends none in CSV."""
+    size = records = end = quotes = 0
+    with open(path, "rb") as file:
+        for line in file:
+            if limit is not None and records == limit:
+                break
+            size += len(line)
+            quotes += line.count(b'"') if csv else 0
+            if line.endswith(b"\n") and quotes % 2 == 0:
+                end, records = size, records + 1
+    return end, records
 
-    def __init__(self, target: Path, *, resume: bool, top_k: int) -> None:
-        self._top_k = top_k
-        super().__init__(target, resume=resume)
+
+def _first_cells(path: Path) -> Iterator[str]:
+    with open(path, encoding="utf-8", newline="") as file:
+        for row in itertools.islice(csv.reader(file), 1, None):
+            yield row[0]
+
+
+class _FileOutput(BulkOutput):
+    """Rows in a file, and their record in another beside it."""
+
+    def _record_of(self, path: Path) -> bytes | None:
+        try:
+            return _record_path(path).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _write_record(self, path: Path) -> None:
+        with replacing(_record_path(path)) as temporary:
+            temporary.write_text(record_text(self.record), "utf-8")
+
+    def _copy_back(self) -> None:
+        self._write_record(self.partial)
+        with replacing(self.partial) as temporary:
+            shutil.copyfile(self.target, temporary)
+
+    def _remove(self) -> None:
+        self.partial.unlink()
+        _record_path(self.partial).unlink()
+
+
+def _record_path(path: Path) -> Path:
+    return path.with_name(path.name + ".run.json")
+
+
+class _LinesOutput(_FileOutput):
+    _header = ""
+
+    def _has_rows(self) -> bool:
+        return self.partial.exists() and whole_records(self.partial, bool(self._header))[1] > bool(
+            self._header
+        )
 
     def _open(self, resume: bool) -> None:
-        self._lines = _Lines(self.partial, csv_header(self._top_k), resume)
-        self.rows = self._lines.records - 1
+        self._lines = _Lines(self.partial, self._header, resume)
+        self.rows = self._lines.records - bool(self._header)
+        if not resume:  # after its rows are gone: rows never have another run's record
+            self._write_record(self.partial)
 
-    def _finished(self) -> Iterator[str]:
-        with self._lines.text() as file:
-            for row in itertools.islice(csv.reader(file), 1, self.rows + 1):
-                yield row[0]
+    def _close(self, complete: bool) -> None:
+        with held_back():
+            if complete:  # while there is a partial file, the finished one's record is not asked for
+                self._write_record(self.target)
+            self._lines.close(self.target if complete else None)
+            if complete:
+                _record_path(self.partial).unlink()
+            self.complete = complete
+
+
+class CsvOutput(_LinesOutput):
+    """One row for each image; see `csv_header`."""
+
+    def __init__(self, target: Path, record: Record, *, resume: bool, top_k: int) -> None:
+        self._top_k, self._header = top_k, csv_header(top_k)
+        super().__init__(target, record, resume=resume)
+
+    def _names(self, path: Path) -> Iterator[str]:
+        return _first_cells(path)
 
     def _append(self, results: Sequence[Result]) -> None:
         self._lines.append("".join(csv_row(result, self._top_k) for result in results))
 
-    def _close(self, complete: bool) -> None:
-        self._lines.close(self.target if complete else None)
 
-
-class JsonOutput(BulkOutput):
+class JsonOutput(_LinesOutput):
     """One JSON object a line for each image."""
 
-    def _open(self, resume: bool) -> None:
-        self._lines = _Lines(self.partial, "", resume)
-        self.rows = self._lines.records
-
-    def _finished(self) -> Iterator[str]:
-        with self._lines.text() as file:
-            for line in itertools.islice(file, self.rows):
+    def _names(self, path: Path) -> Iterator[str]:
+        with open(path, encoding="utf-8", newline="\n") as file:
+            for line in file:
                 yield json.loads(line)["path"]
 
     def _append(self, results: Sequence[Result]) -> None:
         self._lines.append("".join(json_row(result) for result in results))
 
-    def _close(self, complete: bool) -> None:
-        self._lines.close(self.target if complete else None)
 
-
-class NpyOutput(BulkOutput):
+class NpyOutput(_FileOutput):
     """Embeddings as a float32 array N×features, and beside it ``FILE.paths.csv`` with the path and the error of each row.
     The row of a failed image is NaN."""
 
     _HEADER_BYTES = 128
 
-    def __init__(self, target: Path, *, resume: bool, features: int) -> None:
+    def __init__(self, target: Path, record: Record, *, resume: bool, features: int) -> None:
         self._features = features
-        self._names = target.with_name(target.name + ".paths.csv")
-        super().__init__(target, resume=resume)
+        self._names_file = target.with_name(target.name + ".paths.csv")
+        self._names_partial = self._names_file.with_name(self._names_file.name + ".partial")
+        super().__init__(target, record, resume=resume)
+
+    def _has_rows(self) -> bool:
+        if not self.partial.exists():
+            return False
+        if not self._names_partial.exists() and self._names_file.exists():
+            os.replace(self._names_file, self._names_partial)  # killed between the two renames at the end
+        return self._whole_rows() > 0
+
+    def _whole_rows(self) -> int:
+        whole = (self.partial.stat().st_size - self._HEADER_BYTES) // (4 * self._features)
+        names = whole_records(self._names_partial, True)[1] if self._names_partial.exists() else 0
+        return max(0, min(whole, names - 1))
 
     def _open(self, resume: bool) -> None:
-        names = self._names.with_name(self._names.name + ".partial")
-        if (
-            resume and not names.exists() and self._names.exists()
-        ):  # killed between the two renames at the end
-            os.replace(self._names, names)
-        resume = resume and names.exists()
-        self._paths = _Lines(names, "path,error\n", resume)
-        self._file: BinaryIO = open(self.partial, "r+b" if resume else "w+b")  # noqa: SIM115
         if resume:
-            self._file.seek(0)
-            header = self._file.read(self._HEADER_BYTES)
-            if len(header) == self._HEADER_BYTES and f", {self._features})".encode() not in header:
-                raise ResumeError(
-                    f"{self.partial}: was begun with another model: expected {self._features} features"
-                )
-            whole = max(0, self._file.seek(0, os.SEEK_END) - self._HEADER_BYTES) // (4 * self._features)
-            self.rows = min(whole, self._paths.records - 1)
-            self._paths.keep(self.rows + 1)
-            self._file.truncate(self._HEADER_BYTES + self.rows * 4 * self._features if self.rows else 0)
+            self.rows = self._whole_rows()
+        self._file: BinaryIO = open(self.partial, "r+b" if resume else "w+b", buffering=0)  # noqa: SIM115
+        self._paths = _Lines(self._names_partial, "path,error\n", resume)
+        self._paths.keep(self.rows + 1)
+        self._file.truncate(self._HEADER_BYTES + self.rows * 4 * self._features if self.rows else 0)
         self._write_header()
+        if not resume:
+            self._write_record(self.partial)
 
     def _write_header(self) -> None:
         description = (
@@ -233,107 +300,44 @@ class NpyOutput(BulkOutput):
         header = b"\x93NUMPY\x01\x00" + (self._HEADER_BYTES - 10).to_bytes(2, "little")
         self._file.seek(0)
         self._file.write(header + description.ljust(self._HEADER_BYTES - 11).encode() + b"\n")
-        self._file.flush()
-        self._file.seek(0, os.SEEK_END)
 
-    def _finished(self) -> Iterator[str]:
-        with self._paths.text() as file:
-            for row in itertools.islice(csv.reader(file), 1, self.rows + 1):
-                yield row[0]
+    def _names(self, path: Path) -> Iterator[str]:
+        return _first_cells(self._names_file if path == self.target else self._names_partial)
+
+    def _copy_back(self) -> None:
+        with replacing(self._names_partial) as temporary:
+            shutil.copyfile(self._names_file, temporary)
+        super()._copy_back()
 
     def _append(self, results: Sequence[Result]) -> None:
         failed = b"\x00\x00\xc0\x7f" * self._features  # float32 NaN
-        self._file.write(b"".join(failed if r.row is None else _float32_bytes(r.row) for r in results))
-        self._file.flush()
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows((str(r.source), r.error or "") for r in results)
-        self._paths.append(text.getvalue())
+        data = memoryview(b"".join(failed if r.row is None else _float32_bytes(r.row) for r in results))
+        self._file.seek(0, os.SEEK_END)
+        while data:
+            data = data[self._file.write(data) :]
+        rows = ([written_name(r.source), written_error(r.error or "")] for r in results)
+        self._paths.append("".join(map(csv_line, rows)))
 
     def write(self, results: Sequence[Result]) -> None:
         super().write(results)
         self._write_header()  # last: what it counts is all there
 
     def _close(self, complete: bool) -> None:
-        if complete:
-            os.fsync(self._file.fileno())
-        self._file.close()
-        self._paths.close(self._names if complete else None)
-        if complete:
-            os.replace(self.partial, self.target)
+        with held_back():
+            if complete:
+                self._write_record(self.target)
+                os.fsync(self._file.fileno())
+            self._file.close()
+            self._paths.close(self._names_file if complete else None)
+            if complete:
+                hand_down(self.target, self.partial)
+                os.replace(self.partial, self.target)
+                _record_path(self.partial).unlink()
+            self.complete = complete
 
-
-class ParquetOutput(BulkOutput):
-    """Predictions or embeddings as Parquet, through pyarrow. ``FILE.partial`` is a folder of parts, each a whole file."""
-
-    _PART_ROWS = 4096
-
-    def __init__(self, target: Path, *, resume: bool, features: int | None = None) -> None:
-        try:
-            import pyarrow as pa
-            import pyarrow.parquet
-        except ImportError as error:
-            raise ImportError(f"{target}: Parquet needs pyarrow: pip install pyarrow") from error
-        columns: list[tuple[str, Any]] = [("path", pa.string()), ("error", pa.string())]
-        if features is None:
-            columns += [("label", pa.list_(pa.string())), ("index", pa.list_(pa.int32()))]
-            columns += [("probability", pa.list_(pa.float32()))]
-        else:
-            columns += [("embedding", pa.list_(pa.float32(), features))]
-        self._pa, self._parquet, self._schema = pa, pyarrow.parquet, pa.schema(columns)
-        self._waiting: list[Result] = []
-        super().__init__(target, resume=resume)
-
-    def _open(self, resume: bool) -> None:
-        if self.partial.exists() and not resume:
-            for part in self._parts():
-                part.unlink()
-        self.partial.mkdir(exist_ok=True)
-        for part in self._parts():
-            found = self._parquet.ParquetFile(part)
-            if found.schema_arrow != self._schema:
-                raise ResumeError(f"{part}: was begun with other options or another model")
-            self.rows += found.metadata.num_rows
-
-    def _parts(self) -> list[Path]:
-        return sorted(self.partial.glob("[0-9]*.parquet"))
-
-    def _finished(self) -> Iterator[str]:
-        for part in self._parts():
-            yield from self._parquet.read_table(part, columns=["path"])["path"].to_pylist()
-
-    def _append(self, results: Sequence[Result]) -> None:
-        self._waiting += results
-        if len(self._waiting) >= self._PART_ROWS:
-            self._write_part()
-
-    def _write_part(self) -> None:
-        if not self._waiting:
-            return
-        columns: dict[str, list[Any]] = {"path": [str(r.source) for r in self._waiting]}
-        columns["error"] = [str(r.error) if r.error else None for r in self._waiting]
-        if "embedding" in self._schema.names:
-            columns["embedding"] = [None if r.row is None else r.row.tolist() for r in self._waiting]
-        else:
-            for name in ("label", "index", "probability"):
-                columns[name] = [[getattr(p, name) for p in r.predictions] for r in self._waiting]
-        table = self._pa.table(columns, schema=self._schema)
-        with replacing(self.partial / f"{len(self._parts()):08d}.parquet") as temporary:
-            self._parquet.write_table(table, temporary)
-        self._waiting = []
-
-    def _close(self, complete: bool) -> None:
-        self._write_part()
-        if not complete:
-            return
-        with (
-            replacing(self.target) as temporary,
-            self._parquet.ParquetWriter(temporary, self._schema) as writer,
-        ):
-            for part in self._parts():
-                writer.write_table(self._parquet.read_table(part))
-        for part in self._parts():
-            part.unlink()
-        self.partial.rmdir()
+    def _remove(self) -> None:
+        super()._remove()
+        self._names_partial.unlink()
 
 
 def _float32_bytes(row: Any) -> bytes:

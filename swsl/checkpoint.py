@@ -124,7 +124,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     }
     if checkpoint.training is not None:
         content["training"] = checkpoint.training
-    with replacing(path) as temporary, open(temporary, "wb") as file:
+    with replacing(path, special=False) as temporary, open(temporary, "wb") as file:
         torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())  # before the rename, or a power cut may leave the name on an empty file

@@ -3,35 +3,99 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from . import cli_images, cli_training
 from .cli_arguments import positive
+from .output import is_stdout, resolve_target
 from .version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns 0, or 1 if anything failed; wrong usage exits with 2, as argparse does."""
+    """Run the command line. Returns 0, or 1 if anything failed, or as shells do 128 and the number of the signal that stopped
+    it: Ctrl-C or SIGTERM. Wrong usage exits with 2, as argparse does.
+
+    A command that keeps something when it is stopped raises KeyboardInterrupt with the words for it and for how to go on.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text in any encoding
     parser = build_parser()
     arguments = parser.parse_args(argv)
     warnings.showwarning = lambda message, *_: print(f"swsl: warning: {message}", file=sys.stderr)
+    with _stoppable() as signals:
+        try:
+            code = _run(arguments)
+            sys.stdout.flush()
+            return code
+        except argparse.ArgumentError as error:  # arguments that are wrong together
+            parser.error(str(error))
+        except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
+            _leave_stdout()
+            return 141
+        except (KeyboardInterrupt, RuntimeError, ValueError, OSError, ImportError) as error:
+            what = " ".join(str(error).split())
+            try:
+                sys.stdout.flush()
+            except OSError as full:
+                what = f"stdout: cannot be written: {full.strerror}" if isinstance(error, OSError) else what
+                _leave_stdout()
+            # What is stopped may end in another error: of processes that were stopped too, say.
+            if signals or isinstance(error, KeyboardInterrupt):
+                kept = what if isinstance(error, KeyboardInterrupt) else ""
+                kept = kept or arguments.interrupted
+                print(f"swsl: interrupted{kept and ': '}{kept}", file=sys.stderr)
+                return 128 + (signals[0] if signals else signal.SIGINT)
+            print(f"swsl: error: {what}", file=sys.stderr)
+            return 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """The command, after a look at the outputs: an hour's work is not to end in a name that cannot be written."""
+    paths = [getattr(arguments, name) for name in arguments.writes]
+    targets = [resolve_target(path) for path in paths if path not in (None, "-")]
+    if any(map(is_stdout, targets)):  # which then is the output's alone
+        with contextlib.redirect_stdout(sys.stderr):
+            return arguments.run(arguments)
+    return arguments.run(arguments)
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[list[int]]:
+    """SIGTERM raises KeyboardInterrupt as Ctrl-C does, and a second of either ends the process at once. Yields a list, which
+    gets the signal that came."""
+    came: list[int] = []
+    before: dict[signal.Signals, Any] = {}
+
+    def stop(number: int, _: object) -> None:
+        came.append(number)
+        for known in before:
+            signal.signal(known, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        for each, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+            if signal.getsignal(each) == usual:  # one that is ignored, under nohup say, stays so
+                before[each] = signal.signal(each, stop)
     try:
-        return arguments.run(arguments)
-    except argparse.ArgumentError as error:  # arguments that are wrong together
-        parser.error(str(error))
-    except KeyboardInterrupt:
-        print("swsl: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except (RuntimeError, ValueError, OSError, ImportError) as error:
-        print(f"swsl: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        yield came
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _leave_stdout() -> None:
+    """What is still to be printed would fail again when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,6 +105,8 @@ def build_parser() -> argparse.ArgumentParser:
         description="SWSL ResNeXt ImageNet models. The published weights are CC-BY-NC 4.0: non-commercial use only.",
     )
     parser.add_argument("--version", action="version", version=f"swsl {__version__}")
+    # `writes` are the arguments that name a file to write.
+    parser.set_defaults(writes=(), interrupted="nothing was kept; run it again")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     command = commands.add_parser("list", help="the four variants and every published fact about them")
@@ -58,7 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "-o", "--output", required=True, metavar="FILE", help="the file to write, model.pt say"
     )
-    command.set_defaults(run=_export)
+    command.set_defaults(run=_export, writes=("output",))
 
     command = commands.add_parser("verify", help="repeat the golden check of a frozen module")
     command.add_argument("module", metavar="FILE", help="a file that `swsl export` wrote")
@@ -72,7 +138,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--batch-size", type=positive, default=1, metavar="N", help="default 1")
     command.add_argument("--threads", type=positive, default=0, metavar="N", help="default: as torch")
     command.add_argument("-o", "--output", metavar="FILE", help="also draw a roofline picture (PNG)")
-    command.set_defaults(run=_profile)
+    command.set_defaults(run=_profile, writes=("output",))
 
     cli_images.add_commands(commands)
     cli_training.add_commands(commands)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
+import io
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from .cli_arguments import add_cores, add_device, add_model, positive, refuse_two_models, take_cores
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .bulk import BulkOutput
     from .eager import EagerRunner
     from .prediction import Result
+    from .run_record import Record
     from .runner import Runner
 
 DEMO_PHOTO = Path(__file__).with_name("chelsea.jpg")
@@ -35,10 +36,13 @@ def add_commands(commands: Any) -> None:
         help="of what is printed, for - as soon as it is computed; json is one object a line (default table)",
     )  # fmt: skip
     command.add_argument(
-        "-o", "--output", metavar="FILE", help="a .csv, .jsonl or .parquet file to write instead"
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="a .csv, .jsonl or .parquet file to write instead; what made it is in FILE.run.json, or in the Parquet",
     )
     _add_resume(command)
-    command.set_defaults(run=_classify)
+    command.set_defaults(run=_classify, interrupted="")
 
     command = commands.add_parser("embed", help="the pooled features of images, 2048 numbers each")
     _add_images(command)
@@ -47,7 +51,7 @@ def add_commands(commands: Any) -> None:
         help="a .npy file (with FILE.paths.csv beside it) or a .parquet file to write",
     )  # fmt: skip
     _add_resume(command)
-    command.set_defaults(run=_embed)
+    command.set_defaults(run=_embed, interrupted="")
 
     command = commands.add_parser(
         "demo", help="the whole chain on a bundled photograph, with timings and a picture"
@@ -56,7 +60,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "-o", "--output", default="swsl-demo.png", metavar="FILE", help="default swsl-demo.png"
     )
-    command.set_defaults(run=_demo)
+    command.set_defaults(run=_demo, writes=("output",))
 
 
 def _add_images(command: argparse.ArgumentParser) -> None:
@@ -83,8 +87,10 @@ def _add_images(command: argparse.ArgumentParser) -> None:
 
 def _add_resume(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--resume", action="store_true", help="go on with the FILE.partial that an interrupted run has left"
-    )
+        "--resume", action="store_true",
+        help="go on with the FILE.partial that an interrupted run of the same model and options has left, or with a whole "
+        "FILE if there are more images now",
+    )  # fmt: skip
 
 
 def open_runner(arguments: argparse.Namespace, **options: Any) -> Runner | EagerRunner:
@@ -126,105 +132,176 @@ def _open_and_say(arguments: argparse.Namespace) -> Runner | EagerRunner:
 
 
 def _classify(arguments: argparse.Namespace) -> int:
-    from .feeding import MAX_WAIT
-    from .output import csv_header, csv_row, json_row, table_row
-    from .sources import find_images
+    from .output import is_special
 
-    suffix, top_k = Path(arguments.output or "").suffix.lower(), arguments.top_k
-    if arguments.output and suffix not in (".csv", ".jsonl", ".parquet"):
-        raise argparse.ArgumentError(
-            None, f"-o: expected a name ending in .csv, .jsonl or .parquet, got {arguments.output!r}"
-        )
-    if arguments.output and arguments.format:
-        raise argparse.ArgumentError(None, "--format: the name after -o decides; give one of them")
-    if arguments.resume and not arguments.output:
+    top_k, output = arguments.top_k, arguments.output
+    suffix = Path(output or "").suffix.lower()
+    if arguments.resume and not output:
         raise argparse.ArgumentError(None, "--resume: needs the -o FILE of the run to go on with")
-    if _is_complete(arguments):
-        return 0
-    runner = _open_and_say(arguments)
-    if arguments.output:
-        from .bulk import CsvOutput, JsonOutput, ParquetOutput
+    if output and arguments.format and suffix in (".csv", ".jsonl", ".parquet"):
+        raise argparse.ArgumentError(None, "--format: the name after -o decides; give one of them")
+    target = _target(output) if output else None
+    if target is None or is_special(target):
+        if target and (arguments.resume or suffix == ".parquet"):
+            what = "--resume" if arguments.resume else "-o"
+            raise argparse.ArgumentError(None, f"{what}: expected a file, got a pipe or device, {output!r}")
+        named = {".csv": "csv", ".jsonl": "json"}.get(suffix)
+        return _print(target, named or arguments.format or "table", arguments)
+    if suffix not in (".csv", ".jsonl", ".parquet"):
+        raise argparse.ArgumentError(
+            None, f"-o: expected a name ending in .csv, .jsonl or .parquet, got {output!r}"
+        )
 
-        target, resume = Path(arguments.output), arguments.resume
+    def make(_: Runner | EagerRunner, record: Record) -> BulkOutput:
+        from .bulk import CsvOutput, JsonOutput
+        from .parquet import ParquetOutput
+
         if suffix == ".csv":
-            bulk: BulkOutput = CsvOutput(target, resume=resume, top_k=top_k)
-        else:
-            bulk = (JsonOutput if suffix == ".jsonl" else ParquetOutput)(target, resume=resume)
-        return _fill(bulk, runner, arguments, top_k=top_k)
+            return CsvOutput(target, record, resume=arguments.resume, top_k=top_k)
+        return (JsonOutput if suffix == ".jsonl" else ParquetOutput)(target, record, resume=arguments.resume)
 
-    rows: dict[str, Callable[[Result], str]] = {
-        "table": table_row, "json": json_row, "csv": lambda result: csv_row(result, top_k),
-    }  # fmt: skip
-    row = rows[arguments.format or "table"]
-    if arguments.format == "csv":
-        sys.stdout.write(csv_header(top_k))
-    failed = 0
-    live = "-" in arguments.images
-    stream = runner.stream(find_images(arguments.images), top_k=top_k, max_wait=MAX_WAIT if live else None)
-    for result in _reported(stream, arguments, enabled=not sys.stdout.isatty()):
-        failed += result.error is not None
-        sys.stdout.write(row(result))
-        if live:
-            sys.stdout.flush()
-    return 1 if failed else 0
+    return _write(target, make, arguments, top_k=top_k)
 
 
 def _embed(arguments: argparse.Namespace) -> int:
-    from .bulk import NpyOutput, ParquetOutput
+    from .output import is_special
 
-    target = Path(arguments.output)
-    if target.suffix.lower() not in (".npy", ".parquet"):
+    target, suffix = _target(arguments.output), Path(arguments.output).suffix.lower()
+    if suffix not in (".npy", ".parquet"):
         raise argparse.ArgumentError(
             None, f"-o: expected a name ending in .npy or .parquet, got {arguments.output!r}"
         )
-    if _is_complete(arguments):
-        return 0
-    runner = _open_and_say(arguments)
-    features = runner.embed([]).shape[1]
-    kind = NpyOutput if target.suffix.lower() == ".npy" else ParquetOutput
-    return _fill(
-        kind(target, resume=arguments.resume, features=features), runner, arguments, output="embedding"
-    )
+    if is_special(target):
+        raise argparse.ArgumentError(None, f"-o: expected a file, got a pipe or device, {arguments.output!r}")
+
+    def make(runner: Runner | EagerRunner, record: Record) -> BulkOutput:
+        from .bulk import NpyOutput
+        from .parquet import ParquetOutput
+
+        kind = NpyOutput if suffix == ".npy" else ParquetOutput
+        return kind(target, record, resume=arguments.resume, features=runner.embed([]).shape[1])
+
+    return _write(target, make, arguments, output="embedding")
 
 
-def _is_complete(arguments: argparse.Namespace) -> bool:
-    if (
-        not arguments.resume
-        or not os.path.exists(arguments.output)
-        or os.path.exists(arguments.output + ".partial")
-    ):
-        return False
-    print(f"swsl: {arguments.output} is complete", file=sys.stderr)
-    return True
+def _target(path: str) -> Path:
+    """What to write, in the user's own words where these are no link."""
+    from .output import resolve_target
+
+    resolved = resolve_target(path)
+    return resolved if Path(path).is_symlink() else Path(path)
+
+
+def _print(target: Path | None, style: str, arguments: argparse.Namespace) -> int:
+    """Rows to stdout, or to a device or pipe."""
+    from .feeding import MAX_WAIT
+    from .output import csv_header, csv_row, json_row, open_special, table_row
+    from .sources import find_images
+
+    top_k, failed = arguments.top_k, 0
+    rows: dict[str, Callable[[Result], str]] = {
+        "table": table_row, "json": json_row, "csv": lambda result: csv_row(result, top_k),
+    }  # fmt: skip
+    try:
+        with contextlib.ExitStack() as stack:
+            if target:
+                sink = stack.enter_context(io.BufferedWriter(cast(io.RawIOBase, open_special(target))))
+                out: TextIO = io.TextIOWrapper(sink, encoding="utf-8", newline="")
+            else:
+                out = sys.stdout
+                if style != "table" and isinstance(out, io.TextIOWrapper):
+                    out.reconfigure(encoding="utf-8")  # whatever the terminal's is: other programs read it
+            runner = _open_and_say(arguments)
+            if style == "csv":
+                out.write(csv_header(top_k))
+            live = "-" in arguments.images
+            stream = runner.stream(
+                find_images(arguments.images), top_k=top_k, max_wait=MAX_WAIT if live else None
+            )
+            for result in _reported(stream, arguments, enabled=bool(target) or not out.isatty()):
+                failed += result.error is not None
+                out.write(rows[style](result))
+                if live:
+                    out.flush()
+            out.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if not target or error.filename:
+            raise
+        raise OSError(f"{target}: cannot be written: {error.strerror}") from error
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(
+            "only what was printed is kept; a run with -o FILE can go on with --resume"
+        ) from error
+    return 1 if failed else 0
+
+
+def _write(
+    target: Path,
+    make: Callable[[Runner | EagerRunner, Record], BulkOutput],
+    arguments: argparse.Namespace,
+    **options: Any,
+) -> int:
+    """Rows to a file, which no other process writes to meanwhile."""
+    from .run_record import locked, run_record
+
+    output: BulkOutput | None = None
+    try:
+        with locked(target):
+            runner = _open_and_say(arguments)
+            record = run_record(
+                runner, output=options.get("output", "predictions"), top_k=options.get("top_k")
+            )
+            with make(runner, record) as output:
+                return _fill(output, runner, arguments, **options)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(_kept(target, output)) from error
+
+
+def _kept(target: Path, output: BulkOutput | None) -> str:
+    """What an interrupted run leaves."""
+    partial = target.with_name(target.name + ".partial")
+    if output and output.complete:
+        return f"{target} is complete"
+    if output and output.rows:
+        return f"{output.rows} rows are in {partial}; go on with --resume"
+    if partial.exists():
+        return f"{partial} is as it was; go on with --resume"
+    return "nothing was kept, for there was no row yet"
 
 
 def _fill(
     bulk: BulkOutput, runner: Runner | EagerRunner, arguments: argparse.Namespace, **options: Any
 ) -> int:
     """Everything into the output, a batch of rows at a time."""
+    from .interrupts import held_back
     from .sources import find_images
 
+    if bulk.rows and not bulk.complete:
+        print(f"swsl: {bulk.rows} rows are in {bulk.partial}, going on", file=sys.stderr)
     failed = 0
-    try:
-        with bulk:
-            if bulk.rows:
-                print(f"swsl: {bulk.rows} rows are in {bulk.partial}, going on", file=sys.stderr)
-            waiting: list[Result] = []
-            remaining = bulk.remaining(find_images(arguments.images))
-            with contextlib.closing(runner.stream(remaining, max_wait=None, **options)) as stream:
-                try:
-                    for result in _reported(stream, arguments, enabled=True, done=bulk.rows):
-                        failed += result.error is not None
-                        waiting.append(result)
-                        if len(waiting) >= runner.batch_size:
-                            bulk.write(waiting)
-                            waiting = []
-                finally:  # interrupted or not, what is computed is kept
-                    if waiting:
-                        bulk.write(waiting)
-    except KeyboardInterrupt:
-        print(f"swsl: {bulk.rows} rows are in {bulk.partial}; go on with --resume", file=sys.stderr)
-        raise
+    waiting: list[Result] = []
+
+    def keep() -> None:
+        nonlocal waiting
+        with held_back():
+            batch, waiting = waiting, []  # not once more if this fails
+            bulk.write(batch)
+
+    remaining = bulk.remaining(find_images(arguments.images))
+    with contextlib.closing(runner.stream(remaining, max_wait=None, **options)) as stream:
+        try:
+            for result in _reported(stream, arguments, enabled=True, done=bulk.rows):
+                failed += result.error is not None
+                waiting.append(result)
+                if len(waiting) >= runner.batch_size:
+                    keep()
+        finally:  # interrupted or not, what is computed is kept
+            if waiting:
+                keep()
+    if bulk.complete:
+        print(f"swsl: {bulk.target} is complete", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -232,16 +309,17 @@ def _reported(
     results: Iterable[Result], arguments: argparse.Namespace, *, enabled: bool, done: int = 0
 ) -> Iterator[Result]:
     """The results, with a progress line and a line for each error on stderr."""
+    from .output import written_error
     from .progress import Progress
     from .sources import find_images
 
     total = None
     if enabled and sys.stderr.isatty() and "-" not in arguments.images:
-        total = sum(1 for _ in find_images(arguments.images)) - done
+        total = sum(1 for _ in find_images(arguments.images, report=False)) - done
     with Progress("images", total, enabled=enabled and (total is None or total > _A_HANDFUL)) as progress:
         for result in results:
             if result.error:
-                progress.message(f"swsl: error: {result.error}")
+                progress.message(f"swsl: error: {written_error(result.error)}")
             progress.advance(errors=result.error is not None)
             yield result
 

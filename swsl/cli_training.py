@@ -114,7 +114,7 @@ def _add_finetune(commands: Any) -> None:
         "--max-corrupt", type=float, default=0.05, metavar="SHARE",
         help="stop when more of the images cannot be read (default 0.05)",
     )  # fmt: skip
-    command.set_defaults(run=_finetune)
+    command.set_defaults(run=_finetune, interrupted="")  # it says itself what is kept
 
 
 def _finetune(arguments: argparse.Namespace) -> int:
@@ -174,7 +174,7 @@ def _add_validate(commands: Any) -> None:
     command.add_argument("--per-class", action="store_true", help="print every class's accuracy too")
     command.add_argument("--json", metavar="FILE", help="write every figure there (- for stdout alone)")
     command.add_argument("--reliability", metavar="FILE.png", help="draw confidence against accuracy")
-    command.set_defaults(run=_validate)
+    command.set_defaults(run=_validate, writes=("json", "reliability"))
 
 
 def _validate(arguments: argparse.Namespace) -> int:
@@ -228,7 +228,7 @@ def _add_probe(commands: Any) -> None:
     _add_engine(command)
     command.add_argument("--neighbours", type=positive, default=20, metavar="K", help="default 20")
     command.add_argument("--json", metavar="FILE", help="write the figures there")
-    command.set_defaults(run=_probe, input_size=None, crop_pct=None)
+    command.set_defaults(run=_probe, input_size=None, crop_pct=None, writes=("json",))
 
 
 def _probe(arguments: argparse.Namespace) -> int:
@@ -254,7 +254,7 @@ def _add_explain(commands: Any) -> None:
     command.add_argument(
         "-o", "--output", default="swsl-explain.png", metavar="FILE", help="default swsl-explain.png"
     )
-    command.set_defaults(run=_explain)
+    command.set_defaults(run=_explain, writes=("output",))
 
 
 def _explain(arguments: argparse.Namespace) -> int:

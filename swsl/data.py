@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, Sampler
 from ._torchvision import import_torchvision
 from .image import ImageError, load_image
 from .preprocess import PreprocessSpec
-from .sources import IMAGE_SUFFIXES
+from .sources import IMAGE_SUFFIXES, Skipped, is_hidden, walk_images
 
 
 class DataError(ValueError):
@@ -33,39 +33,53 @@ class Samples(NamedTuple):
     classes: list[str]
 
 
-def list_class_folders(root: str | os.PathLike[str]) -> Samples:
-    """The images under ``root/CLASS/``, at any depth, classes and files in sorted order.
+def list_class_folders(root: str | os.PathLike[str], skipped: Skipped | None = None) -> Samples:
+    """The images under ``root/CLASS/``, at any depth, classes and files in sorted order; see `walk_images`.
+
+    Args:
+        root: the folder.
+        skipped: gets the hidden files and folders and the like; without one they are reported on stderr.
 
     Raises:
-        DataError: no such folder, no classes in it, or a class without an image.
+        DataError: no such folder, no classes in it, a class without an image, or a folder that cannot be listed.
     """
+    if skipped is None:
+        skipped = Skipped()
+        try:
+            return list_class_folders(root, skipped)
+        finally:
+            skipped.report()
     folder = Path(root)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected {folder}/CLASS/*.jpg")
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    for name in filter(is_hidden, names):
+        skipped.add("hidden files and folders", str(folder / name))
+    classes = [name for name in names if not is_hidden(name)]
     if not classes:
         raise DataError(f"{folder}: no class folders; expected {folder}/CLASS/*.jpg")
     paths: list[str] = []
     targets: list[int] = []
     for number, name in enumerate(classes):
-        found = [
-            os.path.join(parent, file)
-            for parent, _, files in os.walk(folder / name, followlinks=True)
-            for file in files
-            if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES
-        ]
+        found = sorted(walk_images(str(folder / name), skipped, follow_links=True))
+        if skipped.unlisted:
+            raise DataError(f"{skipped.unlisted[0]}: cannot be listed; make it readable, or remove it")
         if not found:
             raise DataError(
                 f"{folder / name}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}); "
                 "add some or remove the folder"
             )
-        paths += sorted(found)
+        paths += found
         targets += [number] * len(found)
     return Samples(paths, targets, classes)
 
 
-def list_training_data(root: str | os.PathLike[str]) -> tuple[Samples, Samples]:
+def list_training_data(root: str | os.PathLike[str], *, report: bool = True) -> tuple[Samples, Samples]:
     """The training and validation images of ``root/train/CLASS/`` and ``root/val/CLASS/``.
+
+    Args:
+        root: the folder.
+        report: print a line that counts the hidden files and folders and the like.
 
     Raises:
         DataError: what `list_class_folders` refuses, fewer than two classes, or folders whose classes differ.
@@ -77,7 +91,12 @@ def list_training_data(root: str | os.PathLike[str]) -> tuple[Samples, Samples]:
                 f"{root / part}: no such folder; expected {root}/train/CLASS/*.jpg and {root}/val/CLASS/*.jpg "
                 "(a fifth of each class's images is a good val)"
             )
-    train, val = list_class_folders(root / "train"), list_class_folders(root / "val")
+    skipped = Skipped()
+    try:
+        train, val = (list_class_folders(root / part, skipped) for part in ("train", "val"))
+    finally:
+        if report:
+            skipped.report()
     if train.classes != val.classes:
         only = {
             "train": sorted(set(train.classes) - set(val.classes)),

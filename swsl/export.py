@@ -160,7 +160,7 @@ def export_model(
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.jit")
         scripted = torch.jit.script(_Deployed(_fold_batch_norms(model)).eval())
         frozen = torch.jit.freeze(scripted, preserved_attrs=["embed"])
-        with replacing(path) as temporary:
+        with replacing(path, special=False) as temporary:
             torch.jit.save(frozen, str(temporary), _extra_files={METADATA_FILE: json.dumps(metadata)})
             _compare(temporary, eager, spec, str(path))
 

@@ -6,11 +6,13 @@ import ctypes
 import io
 import os
 import re
+import stat
 import sys
 import threading
 import warnings
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Union
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, BinaryIO, Union
 
 import torch
 from torch import Tensor
@@ -76,7 +78,7 @@ def load_image(
         opened = io.BytesIO(source)
     elif isinstance(source, (str, os.PathLike)):
         name = name or os.fspath(source)
-        opened = io.BytesIO(fetch(name)) if is_url(name) else source
+        opened = io.BytesIO(fetch(name)) if is_url(name) else open_regular(source)
     elif isinstance(source, Tensor) or hasattr(source, "__array_interface__"):
         pixels = torch.as_tensor(source)
         if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
@@ -90,21 +92,21 @@ def load_image(
         raise TypeError(
             f"image: expected a path, a URL, bytes, a Pillow image or a uint8 height × width × 3 array, got {type(source).__name__}"
         )
+    is_file = not isinstance(opened, Image.Image)
     try:
-        image = opened if isinstance(opened, Image.Image) else _open(opened)
-        if not 1 <= image.width * image.height <= max_pixels:
-            raise ValueError(
-                f"{image.height} × {image.width} pixels (height × width); expected at least 1 and at most {max_pixels}"
-                + ("; raise max_pixels if you trust it" if image.width * image.height else "")
-            )
-        _check_scans(image)
-        if exif_orientation:
-            image = ImageOps.exif_transpose(image)
-        return image.convert("RGB")
-    except (FileNotFoundError, PermissionError) as error:
-        raise ImageError(f"{name}: cannot be opened: {error.strerror}") from error
-    except IsADirectoryError as error:
-        raise ImageError(f"{name}: is a directory; expected an image file") from error
+        with opened if is_file else nullcontext():
+            if is_file and not opened.read(1):
+                raise ValueError("is empty; expected an image file")
+            image = _open(opened) if is_file else opened
+            if not 1 <= image.width * image.height <= max_pixels:
+                raise ValueError(
+                    f"{image.height} × {image.width} pixels (height × width); expected at least 1 and at most {max_pixels}"
+                    + ("; raise max_pixels if you trust it" if image.width * image.height else "")
+                )
+            _check_scans(image)
+            if exif_orientation:
+                image = ImageOps.exif_transpose(image)
+            return image.convert("RGB")
     except Image.UnidentifiedImageError as error:
         raise ImageError(f"{name}: not an image in a format that Pillow reads") from error
     except Image.DecompressionBombError as error:
@@ -151,6 +153,47 @@ def _count_scans(jpeg: bytes) -> int:
         scans += kind == 0xDA
         at += int.from_bytes(jpeg[at : at + 2], "big")
     return scans
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """A file to read an image from. Never waits, as opening a pipe would, and never touches a device.
+
+    Raises:
+        ImageError: it cannot be opened, or is a folder, a pipe, a socket or a device.
+    """
+    name = os.fspath(path)
+    try:
+        _check_regular(
+            os.stat(name), name
+        )  # before, for opening alone sets a device or a pipe's writer in motion
+        flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+        file = open(name, "rb", opener=lambda name, _: os.open(name, flags))  # noqa: SIM115
+        try:
+            _check_regular(os.fstat(file.fileno()), name)  # after, for it may be another file now
+        except ImageError:
+            file.close()
+            raise
+        return file
+    except OSError as error:
+        raise ImageError(f"{name}: cannot be opened: {error.strerror}") from error
+    except ValueError as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"{name!r}: cannot be opened: {error}") from error  # a zero byte within the name
+
+
+def _check_regular(status: os.stat_result, name: str) -> None:
+    mode = status.st_mode
+    if stat.S_ISREG(mode):
+        return
+    if stat.S_ISDIR(mode):
+        os.close(os.open(name, os.O_RDONLY))
+        raise ImageError(f"{name}: is a directory; expected an image file")
+    kinds = {"a pipe": stat.S_ISFIFO, "a socket": stat.S_ISSOCK}
+    kind = next((kind for kind, matches in kinds.items() if matches(mode)), "a device")
+    raise ImageError(
+        f"{name}: is {kind}; expected an image file: save to one what comes out of it, or pass the bytes"
+    )
 
 
 def is_pillow(image: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -69,3 +70,20 @@ def load_run(path: Path, here: dict[str, str]) -> tuple[Checkpoint, dict[str, An
             + "; resume it with the same, or start another in a new folder"
         )
     return checkpoint, state
+
+
+def what_is_kept(options: TrainOptions, saved: tuple[int, int] | None) -> str:
+    """What an interrupted run has left and how to go on, in words; none in processes that are not the first.
+
+    Args:
+        options: the run's.
+        saved: epoch and step of the ``last.pth`` that this run has written or read.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return ""
+    path = options.output / "last.pth"
+    if not path.exists():
+        advice = "" if options.checkpoint_steps else "; --checkpoint-steps N writes one every N steps"
+        return f"nothing was kept, for there was no checkpoint yet{advice}"
+    where = f", of epoch {saved[0] + 1} after step {saved[1]}," if saved else ""
+    return f"{path}{where} is kept; go on with the same command and --resume"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import heapq
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,20 @@ class WorstMistakes:
 
     def merge(self, rows: Sequence[tuple[float, str, int, int]]) -> None:
         self.rows = heapq.nlargest(_SHOWN_MISTAKES, [*self.rows, *rows])
+
+
+def make_folder(path: Path) -> None:
+    """Make ``path``, or where it leads as a link, a folder.
+
+    Raises:
+        ValueError: it cannot be one.
+    """
+    try:
+        Path(os.path.realpath(path)).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"output: {path}: {error.strerror}; expected a folder for the run's files, or a name for a new one"
+        ) from error
 
 
 def write_history(folder: Path, history: Sequence[dict[str, float]]) -> None:

@@ -4,25 +4,73 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 """Which files of a folder count as images. A file named on its own is tried whatever its suffix."""
 
+_HIDDEN_FOLDERS = frozenset(
+    {"@eaDir", "__MACOSX"}
+)  # thumbnails of a Synology NAS, what a Mac adds to archives
 
-def find_images(arguments: Iterable[str]) -> Iterator[str]:
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name, met in a folder, is no image and no class: ``.ipynb_checkpoints``, the ``._photo.jpg``
+    that a Mac leaves beside each file, and the like."""
+    return name.startswith(".") or name in _HIDDEN_FOLDERS
+
+
+class Skipped:
+    """What was left out of folders, for one line that counts it."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
+        self.unlisted: list[str] = []
+        """Folders that could not be listed. They are in no line: each is an error of its own."""
+
+    def add(self, kind: str, path: str) -> None:
+        self._counts[kind] += 1
+        self._examples.setdefault(kind, path)
+
+    def report(self) -> None:
+        """Print the line on stderr, if there is anything to say."""
+        parts = [
+            f"{count:,} {kind} ({self._examples[kind]}{', …' * (count > 1)})"
+            for kind, count in self._counts.items()
+        ]
+        if parts:
+            over_progress = "\r\033[K" if sys.stderr.isatty() else ""
+            print(f"{over_progress}swsl: skipped: {', '.join(parts)}", file=sys.stderr)
+
+
+def find_images(arguments: Iterable[str], *, report: bool = True) -> Iterator[str]:
     """Paths and URLs, one by one: files and URLs as they are, folders recursively in sorted order, "-" for a path or
-    URL a line on stdin.
+    URL a line on stdin. A folder without images, or one that cannot be listed, comes in their place, which is then an image that
+    cannot be used.
 
     Nothing is listed ahead of need, so a million paths on stdin stay a stream.
+
+    Args:
+        arguments: what the user has named.
+        report: print a line at the end that counts what was skipped.
     """
+    skipped = Skipped()
     for argument in arguments:
         if argument == "-":
             yield from filter(None, _lines_of_stdin())
         elif os.path.isdir(argument):
-            yield from _walk(argument)
+            found = False
+            for path in walk_images(argument, skipped):
+                found = True
+                yield path
+            if not found:
+                yield argument
         else:
             yield argument
+    if report:
+        skipped.report()
 
 
 def _lines_of_stdin() -> Iterator[str]:
@@ -34,13 +82,61 @@ def _lines_of_stdin() -> Iterator[str]:
     yield os.fsdecode(rest.removesuffix(b"\r"))
 
 
-def _walk(folder: str) -> Iterator[str]:
-    found = False
-    for parent, folders, files in os.walk(folder):
-        folders.sort()
-        for file in sorted(files):
-            if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES:
-                found = True
-                yield os.path.join(parent, file)
-    if not found:
-        yield folder  # no image: decoding it reports the folder as the error it is
+def walk_images(folder: str, skipped: Skipped, *, follow_links: bool = False) -> Iterator[str]:
+    """The images in a folder and its folders: a folder's files, then its folders, each in the order of their names' bytes.
+
+    Images are regular files and links to such. So is a link that leads nowhere, and a folder that cannot be listed comes as
+    itself: opening them says what is wrong. Hidden files and folders, and pipes and the like, go to ``skipped``.
+
+    Args:
+        folder: taken whatever its name.
+        skipped: gets what is left out.
+        follow_links: enter folders that are links, but for those that lead back to where they are.
+    """
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
+    while waiting:
+        parent, above = waiting.pop()
+        try:
+            if follow_links:
+                status = os.stat(parent)
+                if (status.st_dev, status.st_ino) in above:
+                    skipped.add("links to folders that they are in", parent)
+                    continue
+                above |= {(status.st_dev, status.st_ino)}
+            with os.scandir(parent) as listing:
+                entries = sorted(listing, key=lambda entry: os.fsencode(entry.name))
+        except OSError:
+            skipped.unlisted.append(parent)
+            yield parent
+            continue
+        folders = []
+        for entry in entries:
+            if _is_folder(entry):
+                if is_hidden(entry.name):
+                    skipped.add("hidden files and folders", entry.path)
+                elif entry.is_symlink() and not follow_links:
+                    skipped.add("links to folders", entry.path)
+                else:
+                    folders.append((entry.path, above))
+            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+                if is_hidden(entry.name):
+                    skipped.add("hidden files and folders", entry.path)
+                elif _is_file(entry):
+                    yield entry.path
+                else:
+                    skipped.add("pipes, sockets and devices", entry.path)
+        waiting += reversed(folders)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads nowhere
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file() or not os.path.exists(entry.path)
+    except OSError:
+        return True

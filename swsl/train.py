@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -40,8 +41,8 @@ from .optimisation import AveragedModel, learning_rate_at, make_optimizer, set_l
 from .progress import Progress
 from .recipe import RECIPES, TrainOptions
 from .resnext import ResNeXt
-from .resuming import fingerprint, load_run, run_to_resume
-from .run_folder import METRICS, WorstMistakes, write_errors, write_history
+from .resuming import fingerprint, load_run, run_to_resume, what_is_kept
+from .run_folder import METRICS, WorstMistakes, make_folder, write_errors, write_history
 from .starting import amp_dtype, mixing, starting_model
 
 
@@ -63,12 +64,18 @@ def finetune(options: TrainOptions, report: Callable[[str], None] = print) -> li
         DivergenceError: the loss is NaN or infinite.
         swsl.WeightsError: the weights to start from cannot be had or do not fit.
         ImportError: torchvision is missing.
+        KeyboardInterrupt: interrupted; with words, in the first process, that say what is kept and how to go on.
     """
-    import_torchvision()
-    train, val = list_training_data(options.data)
-    with joined(options.device) as processes:
-        said = report if processes.first else lambda _: None
-        return _Run(options, processes, train, val, said).fit()
+    run: _Run | None = None
+    try:
+        import_torchvision()
+        train, val = list_training_data(options.data, report=os.environ.get("RANK", "0") == "0")
+        with joined(options.device) as processes:
+            said = report if processes.first else lambda _: None
+            run = _Run(options, processes, train, val, said)
+            return run.fit()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(what_is_kept(options, run.saved if run else None)) from None
 
 
 class _Run:
@@ -84,6 +91,7 @@ class _Run:
             rank=processes.rank, world=processes.world, seed=options.seed,
         )  # fmt: skip
         self.epoch = self.step = 0
+        self.saved: tuple[int, int] | None = None  # epoch and step of last.pth
         self.sums = torch.zeros(3, dtype=torch.float64)  # of this process and epoch: loss, right, images
         self.history: list[dict[str, float]] = []
         self.best: list[float] = []  # accuracy and minus the loss of best.pth
@@ -91,7 +99,7 @@ class _Run:
 
         self._prepare_model()
         if processes.first:
-            options.output.mkdir(parents=True, exist_ok=True)
+            make_folder(options.output)
         self._resume()
 
     def _prepare_model(self) -> None:
@@ -311,6 +319,7 @@ class _Run:
             "options": self._fingerprint(),
         }
         save_checkpoint(self.options.output / "last.pth", checkpoint)
+        self.saved = self.epoch, self.step
 
     def _resume(self) -> None:
         path = run_to_resume(self.options, self.processes, self.report)
@@ -323,7 +332,7 @@ class _Run:
         if self.average:
             self.average.model.load_state_dict(state["average"])
             self.average.updates = state["average_updates"]
-        self.epoch, self.step = state["epoch"], state["step"]
+        self.epoch, self.step = self.saved = state["epoch"], state["step"]
         self.sums = torch.tensor(state["sums"][self.processes.rank], dtype=torch.float64)
         self.history, self.best, self.corrupt = state["history"], state["best"], state["corrupt"]
         self.report(f"resuming {path} after epoch {self.epoch}, step {self.step} of {self.batches.steps}")

@@ -19,9 +19,11 @@ from PIL import Image
 
 import swsl
 from swsl import cli
-from swsl.bulk import BulkOutput, CsvOutput, JsonOutput, NpyOutput, ParquetOutput, ResumeError
+from swsl.bulk import BulkOutput, CsvOutput, JsonOutput, NpyOutput
 from swsl.image import ImageError
+from swsl.parquet import ParquetOutput
 from swsl.prediction import Prediction, Result
+from swsl.run_record import Record, ResumeError
 from swsl.runner import build_info
 
 FEATURES = 3
@@ -38,12 +40,18 @@ def result_of(path: str) -> Result:
     )
 
 
+RECORD: Record = {"model": "0123456789abcdef" * 4, "dtype": "float32", "output": "predictions", "top_k": 2}
+
 OUTPUTS: dict[str, Callable[..., BulkOutput]] = {
-    "out.csv": lambda target, resume: CsvOutput(target, resume=resume, top_k=2),
-    "out.jsonl": lambda target, resume: JsonOutput(target, resume=resume),
-    "out.npy": lambda target, resume: NpyOutput(target, resume=resume, features=FEATURES),
-    "predictions.parquet": lambda target, resume: ParquetOutput(target, resume=resume),
-    "embeddings.parquet": lambda target, resume: ParquetOutput(target, resume=resume, features=FEATURES),
+    "out.csv": lambda target, resume, record=RECORD: CsvOutput(target, record, resume=resume, top_k=2),
+    "out.jsonl": lambda target, resume, record=RECORD: JsonOutput(target, record, resume=resume),
+    "out.npy": lambda target, resume, record=RECORD: NpyOutput(
+        target, record, resume=resume, features=FEATURES
+    ),
+    "predictions.parquet": lambda target, resume, record=RECORD: ParquetOutput(target, record, resume=resume),
+    "embeddings.parquet": lambda target, resume, record=RECORD: ParquetOutput(
+        target, record, resume=resume, features=FEATURES
+    ),
 }
 
 
@@ -89,7 +97,7 @@ def test_cut_anywhere_and_continued(name: str, seed: int, tmp_path: Path, whole:
         folder.mkdir()
         with pytest.raises(Killed):
             run(name, folder, stop_after=choose.randrange(1, len(INPUTS) - 4))
-        for partial in folder.glob("*.partial"):
+        for partial in folder.glob("*.partial"):  # the record is written at once, and with no rows not needed
             data = partial.read_bytes()
             if choose.random() < 0.7:
                 partial.write_bytes(data[: choose.randrange(len(data) + 1)])
@@ -186,24 +194,6 @@ def test_other_inputs_are_noticed(name: str, tmp_path: Path) -> None:
     ):
         list(output.remaining(INPUTS[:3]))
     run(name, tmp_path, resume=True)  # neither attempt has done harm
-
-
-def test_other_options_are_noticed(tmp_path: Path) -> None:
-    for name, other in (
-        ("out.csv", lambda target: CsvOutput(target, resume=True, top_k=3)),
-        ("out.npy", lambda target: NpyOutput(target, resume=True, features=4)),
-        ("embeddings.parquet", lambda target: ParquetOutput(target, resume=True, features=4)),
-    ):
-        with pytest.raises(Killed):
-            run(name, tmp_path, stop_after=8)
-        with pytest.raises(ResumeError, match=r"\.partial.* was begun with"):
-            other(tmp_path / name)
-
-
-def test_a_missing_folder_is_said(tmp_path: Path) -> None:
-    for name in OUTPUTS:
-        with pytest.raises(FileNotFoundError, match="does not exist"):
-            OUTPUTS[name](tmp_path / "nowhere" / name, False)
 
 
 def test_commands(tmp_path: Path, engine: list[str], photo: Path, capsys: pytest.CaptureFixture) -> None:

@@ -5,23 +5,23 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cctype>
 #include <charconv>
 #include <chrono>
 #include <deque>
 #include <filesystem>
-#include <functional>
 #include <iostream>
 #include <optional>
-#include <set>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "lines.h"
+#include "interruption.h"
 #include "output.h"
+#include "partial_file.h"
 #include "progress.h"
+#include "sources.h"
+#include "target.h"
 
 namespace {
 
@@ -34,8 +34,10 @@ constexpr std::string_view usage =
     "\n"
     "  --top-k N          predictions an image (5)\n"
     "  --format FORMAT    of stdout: table, json (an object a line) or csv (a row an image) (table)\n"
-    "  -o, --output FILE  write to FILE.csv or FILE.jsonl instead; until it is complete, its rows are in FILE.partial\n"
-    "  --resume           go on with the rows of an interrupted run with the same images and the same --output\n"
+    "  -o, --output FILE  write to FILE.csv or FILE.jsonl instead; until it is complete, its rows are in FILE.partial; what made\n"
+    "                     it is in FILE.run.json. A device or a pipe is written into, as stdout is\n"
+    "  --resume           go on with the FILE.partial that an interrupted run of the same model and options has left, or with a\n"
+    "                     whole FILE if there are more images now\n"
     "  --device DEVICE    cpu, cuda, cuda:N, or auto: a GPU if there is one (cpu)\n"
     "  --dtype DTYPE      float32, bfloat16, float16, auto (the faster of the first two) or, on CUDA, tf32 (float32 with\n"
     "                     products of numbers rounded to TF32), of weights and activations (float32)\n"
@@ -51,7 +53,8 @@ constexpr std::string_view usage =
     "  --help             print this, and stop\n"
     "\n"
     "An image that cannot be used is one line on stderr, and the rest go on.\n"
-    "Exit code: 0 all went well, 1 an image or the model could not be used, 2 wrong usage.\n";
+    "Bytes of a file's name that are no UTF-8 are written \\xff, in every output.\n"
+    "Exit code: 0 all went well, 1 an image or the model could not be used, 2 wrong usage, 130 or 143 stopped by a signal.\n";
 
 struct WrongUsage : std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -65,6 +68,7 @@ struct Arguments {
   int workers = 0;
   Format format = Format::table;
   std::string output;
+  std::optional<Target> target;  // of the output
   bool resume = false;
   bool info = false;
   bool help = false;
@@ -78,13 +82,12 @@ int positive(const std::string& option, const std::string& text) {
   return value;
 }
 
-Format parse_format(const std::string& format, const std::string& output) {
-  if (!output.empty()) {
+Format parse_format(const std::string& format, const std::string& output, bool special) {
+  if (output.ends_with(".csv") || output.ends_with(".jsonl")) {
     if (!format.empty()) throw WrongUsage("--format: the name after --output decides; give one of them");
-    if (output.ends_with(".csv")) return Format::csv;
-    if (output.ends_with(".jsonl")) return Format::json;
-    throw WrongUsage("--output: expected a name ending in .csv or .jsonl, got \"" + output + '"');
+    return output.ends_with(".csv") ? Format::csv : Format::json;
   }
+  if (!output.empty() && !special) throw WrongUsage("--output: expected a name ending in .csv or .jsonl, got \"" + output + '"');
   if (format.empty() || format == "table") return Format::table;
   if (format == "json") return Format::json;
   if (format == "csv") return Format::csv;
@@ -131,57 +134,16 @@ Arguments parse(const std::vector<std::string>& words) {
     else throw WrongUsage("unknown option " + name);
   }
   if (out.help) return out;
-  out.format = parse_format(format, out.output);
+  if (!out.output.empty()) out.target = resolve_target(out.output);
+  const bool special = out.target && out.target->special;
+  out.format = parse_format(format, out.output, special);
+  if (out.resume && special) throw WrongUsage("--resume: expected a file, got a pipe or device, \"" + out.output + '"');
   if (out.resume && out.output.empty()) throw WrongUsage("--resume: expected the --output of the interrupted run beside it");
   if (positional.empty()) throw WrongUsage("expected a model");
   out.model = positional.front();
   out.images.assign(positional.begin() + 1, positional.end());
   if (out.images.empty() && !out.info) throw WrongUsage("expected an image, a folder, or - for a list on stdin");
   return out;
-}
-
-// ---- Where images come from: one path at a time, so that a million of them on stdin stay a stream ----
-
-using Take = std::function<void(const std::string& path)>;
-
-void walk(const std::filesystem::path& folder, const Take& take, bool& found) {
-  static const std::set<std::string> suffixes = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"};
-  std::vector<std::filesystem::path> files, folders;
-  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
-    std::string suffix = entry.path().extension().string();
-    std::transform(suffix.begin(), suffix.end(), suffix.begin(), [](unsigned char c) { return std::tolower(c); });
-    if (entry.is_directory()) {
-      if (!entry.is_symlink()) folders.push_back(entry.path());  // a link may lead back up
-    } else if (suffixes.contains(suffix)) {
-      files.push_back(entry.path());
-    }
-  }
-  std::sort(files.begin(), files.end());
-  std::sort(folders.begin(), folders.end());
-  for (const auto& file : files) found = true, take(file.string());
-  for (const auto& inner : folders) walk(inner, take, found);
-}
-
-// `meanwhile`: what to do while no line comes on stdin, as StdinLines.
-void for_each_image(const std::vector<std::string>& images, const Take& take, const Take& fail,
-                    const std::function<bool()>& meanwhile = {}) {
-  for (const auto& image : images) {
-    std::error_code ignored;
-    if (image == "-") {
-      for (StdinLines lines; const auto line = lines.next(meanwhile);)
-        if (!line->empty()) take(*line);
-    } else if (std::filesystem::is_directory(image, ignored)) {
-      bool found = false;
-      try {
-        walk(image, take, found);
-        if (!found) take(image);  // which is then an image that cannot be used
-      } catch (const std::filesystem::filesystem_error& error) {
-        fail(error.what());
-      }
-    } else {
-      take(image);
-    }
-  }
 }
 
 void print_info(const Arguments& arguments) {
@@ -203,36 +165,56 @@ void print_info(const Arguments& arguments) {
 
 std::int64_t count_images(const std::vector<std::string>& images) {
   std::int64_t count = 0;
-  for_each_image(images, [&](const std::string&) { ++count; }, [](const std::string&) {});
+  for_each_image(images, [&](const std::string&) { ++count; });
   return count;
 }
 
+struct Interrupted {};
+
+// What an interrupted run leaves.
+std::string kept(const std::optional<OutputLock>& lock, const std::optional<PartialFile>& file, const std::string& target) {
+  const std::string partial = PartialFile::path_of(target);
+  if (!lock) return "only what was printed is kept; a run with -o FILE can go on with --resume";
+  if (file && file->is_complete()) return target + " is complete";
+  if (file && file->rows() > 0) return std::to_string(file->rows()) + " rows are in " + partial + "; go on with --resume";
+  if (!file && std::filesystem::exists(partial)) return partial + " is as it was; go on with --resume";
+  return "nothing was kept, for there was no row yet";
+}
+
 int run(const Arguments& arguments) {
-  const auto& target = arguments.output;
-  const bool to_file = !target.empty();
-  const auto exists = [](const std::string& path) { return std::filesystem::exists(path); };
-  if (arguments.resume && exists(target) && !exists(PartialFile::path_of(target))) {
-    std::cerr << "swsl-classify: " << target << " is complete\n";
-    return 0;
-  }
+  const bool to_file = arguments.target && !arguments.target->special;
+  const std::string target = arguments.target ? arguments.target->path : "";
+  std::optional<OutputLock> lock;
+  std::optional<PartialFile> file;
+  const auto interrupted = [&] {
+    std::cerr << "swsl-classify: interrupted: " << kept(lock, file, target) << '\n';
+    return 128 + Interruption::signal();
+  };
+  Interruption::watch();
+  if (to_file) lock.emplace(target);
+  const int out = to_file ? -1 : arguments.target ? open_special(*arguments.target) : STDOUT_FILENO;
+  const std::string out_name = arguments.target ? target : "stdout";
 
   const swsl::Runner runner(arguments.model, arguments.options);
-  std::optional<PartialFile> file;
+  if (Interruption::signal()) return interrupted();
+  const auto print = [&](const std::string& text) { write_whole(out, out_name, text); };
   if (to_file) {
-    file.emplace(target, arguments.format, arguments.top_k, runner.batch_size(), arguments.resume);
-    if (file->kept()) std::cerr << "swsl-classify: " << file->kept() << " rows are in " << PartialFile::path_of(target) << ", going on\n";
+    file.emplace(target, arguments.format, arguments.top_k, runner.batch_size(), run_record(runner, arguments.options, arguments.top_k),
+                 arguments.resume);
+    if (file->rows() && !file->is_complete())
+      std::cerr << "swsl-classify: " << file->rows() << " rows are in " << PartialFile::path_of(target) << ", going on\n";
   } else {
-    std::cout << header(arguments.format, arguments.top_k);
+    print(header(arguments.format, arguments.top_k));
   }
 
   const bool from_stdin = std::count(arguments.images.begin(), arguments.images.end(), "-") > 0;
   std::optional<std::int64_t> total;
-  if (to_file && Progress::visible() && !from_stdin) total = count_images(arguments.images) - file->kept();
-  Progress progress(to_file || !isatty(STDOUT_FILENO), total);
+  if (to_file && Progress::visible() && !from_stdin) total = count_images(arguments.images) - file->rows();
+  Progress progress(arguments.target || !isatty(STDOUT_FILENO), total);
   bool failed = false;
   const auto fail = [&](const std::string& message) {
     failed = true;
-    progress.message("swsl-classify: error: " + message);
+    progress.message("swsl-classify: error: " + written_error(message));
   };
 
   swsl::StreamOptions options{.workers = arguments.workers, .top_k = arguments.top_k};
@@ -240,40 +222,57 @@ int run(const Arguments& arguments) {
   swsl::Stream stream(runner, options);
   std::deque<std::string> under_way;
   std::string rows;
+  std::int64_t count = 0;
   const auto add = [&](const swsl::StreamResult& result) {
     if (!result.ok()) fail(result.error);
     rows += row(arguments.format, arguments.top_k, under_way.front(), result);
+    ++count;
     under_way.pop_front();
     progress.advance(!result.ok());
   };
   const auto write = [&] {
     if (file)
-      file->append(rows);
+      file->append(rows, count);
     else
-      std::cout << rows << std::flush;
+      print(rows);
     rows.clear();
+    count = 0;
   };
+  const auto is_due = [&] { return stream.wait_for(std::chrono::milliseconds(0)); };
   const auto write_what_is_there = [&] {
-    while (stream.wait_for(std::chrono::milliseconds(0))) add(*stream.pop());
+    while (is_due()) add(*stream.pop());
     if (!rows.empty()) write();
     return !under_way.empty();
   };
   const auto take = [&](const std::string& path) {
+    if (Interruption::signal()) throw Interrupted();
     if (file && file->has_next(path)) return;
     if (stream.under_way() == stream.capacity()) add(*stream.pop());
     write_what_is_there();
     under_way.push_back(path);
     stream.push(path);
   };
-  for_each_image(arguments.images, take, fail, write_what_is_there);
-  stream.finish();
-  while (const auto result = stream.pop()) {
-    add(*result);
-    if (!stream.wait_for(std::chrono::milliseconds(0))) write();
+  const auto report = [&](const std::string& line) { progress.message("swsl-classify: " + written_error(line)); };
+  try {
+    for_each_image(arguments.images, take, report, write_what_is_there);
+    if (Interruption::signal()) throw Interrupted();
+    stream.finish();
+    while (const auto result = stream.pop()) {
+      add(*result);
+      if (Interruption::signal()) throw Interrupted();
+      if (!is_due()) write();
+    }
+  } catch (const Interrupted&) {  // what is computed is kept
+    while (!under_way.empty() && is_due()) add(*stream.pop());
+    if (!rows.empty()) write();
+    return interrupted();
   }
   write();
-  if (file) file->complete();
-  if (!std::cout) fail("stdout: cannot be written");
+  if (file) {
+    const bool was_complete = file->is_complete();
+    file->complete();
+    if (was_complete) std::cerr << "swsl-classify: " << target << " is complete\n";
+  }
   return failed;
 }
 
@@ -292,13 +291,13 @@ int main(int argc, char** argv) {
     }
     return run(arguments);
   } catch (const WrongUsage& error) {
-    std::cerr << "swsl-classify: error: " << error.what() << '\n' << usage;
+    std::cerr << "swsl-classify: error: " << written_error(error.what()) << '\n' << usage;
     return 2;
   } catch (const std::invalid_argument& error) {  // a value of an option
-    std::cerr << "swsl-classify: error: " << error.what() << '\n';
+    std::cerr << "swsl-classify: error: " << written_error(error.what()) << '\n';
     return 2;
   } catch (const std::exception& error) {
-    std::cerr << "swsl-classify: error: " << error.what() << '\n';
+    std::cerr << "swsl-classify: error: " << written_error(error.what()) << '\n';
     return 1;
   }
 }

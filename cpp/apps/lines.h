@@ -9,11 +9,13 @@
 #include <optional>
 #include <string>
 
+#include "interruption.h"
+
 class StdinLines {
  public:
-  // The next line, without the \n or \r\n at its end; nothing after the last one. Before it waits for input, and again
-  // every few milliseconds while it waits, it calls `meanwhile`, until that returns false: nothing is left to be done
-  // before the next line.
+  // The next line, without the \n or \r\n at its end; nothing after the last one, or once a signal has come. Before it waits
+  // for input, and again every few milliseconds while it waits, it calls `meanwhile`, until that returns false: nothing is
+  // left to be done before the next line.
   std::optional<std::string> next(const std::function<bool()>& meanwhile = {}) {
     while (true) {
       const auto end = buffer_.find('\n', searched_);
@@ -27,18 +29,22 @@ class StdinLines {
       buffer_.erase(0, begin_);
       begin_ = 0;
       searched_ = buffer_.size();
-      wait(meanwhile);
-      read_some();
+      if (wait(meanwhile))
+        read_some();
+      else
+        ended_ = true, buffer_.clear();
     }
   }
 
  private:
-  static void wait(const std::function<bool()>& meanwhile) {
-    pollfd input{STDIN_FILENO, POLLIN, 0};
-    for (bool busy = static_cast<bool>(meanwhile); poll(&input, 1, 0) == 0;) {
+  // False once a signal has come: whichever thread got it, what it wrote to its pipe wakes this one.
+  static bool wait(const std::function<bool()>& meanwhile) {
+    pollfd inputs[] = {{STDIN_FILENO, POLLIN, 0}, {Interruption::pipe(), POLLIN, 0}};
+    for (bool busy = static_cast<bool>(meanwhile); poll(inputs, 2, 0) == 0;) {
       busy = busy && meanwhile();
-      if (poll(&input, 1, busy ? 5 : -1) > 0) return;  // else its time is over, or a signal came
+      if (poll(inputs, 2, busy ? 5 : -1) > 0) break;  // else its time is over
     }
+    return Interruption::signal() == 0;
   }
 
   void read_some() {

@@ -1,16 +1,8 @@
 #include "output.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
-#include <algorithm>
-#include <cerrno>
 #include <cstdio>
-#include <cstring>
-#include <filesystem>
-#include <stdexcept>
 
-#include "json.h"
+#include "utf8.h"
 
 namespace {
 
@@ -18,8 +10,11 @@ std::string json_string(std::string_view text) {
   std::string out = "\"";
   for (const char c : text) {
     char escape[8];
+    static constexpr std::string_view letters = "\b\f\n\r\t";  // which Python writes by their letters
     if (c == '"' || c == '\\')
       (out += '\\') += c;
+    else if (const auto which = letters.find(c); which != std::string_view::npos)
+      (out += '\\') += "bfnrt"[which];
     else if (static_cast<unsigned char>(c) < 0x20)
       std::snprintf(escape, sizeof escape, "\\u%04x", c), out += escape;
     else
@@ -35,16 +30,6 @@ std::string csv_field(const std::string& text) {
   return out + '"';
 }
 
-std::string first_csv_field(const std::string& record) {
-  if (!record.starts_with('"')) return record.substr(0, record.find(','));
-  std::string out;
-  for (std::size_t i = 1; i < record.size(); ++i) {
-    if (record[i] == '"' && record[++i] != '"') break;
-    out += record[i];
-  }
-  return out;
-}
-
 std::string number(double value, const char* format) {
   char text[32];
   std::snprintf(text, sizeof text, format, value);
@@ -55,8 +40,8 @@ std::string number(double value, const char* format) {
 std::string probability(const swsl::Prediction& prediction) { return number(prediction.probability, "%.9g"); }
 
 std::string json_row(const std::string& path, const swsl::StreamResult& result) {
-  std::string out = "{\"path\": " + json_string(path);
-  if (!result.ok()) return out + ", \"error\": " + json_string(result.error) + "}\n";
+  std::string out = "{\"path\": " + json_string(written_name(path));
+  if (!result.ok()) return out + ", \"error\": " + json_string(written_error(result.error)) + "}\n";
   out += ", \"predictions\": [";
   for (const auto& p : result.predictions) {
     if (&p != result.predictions.data()) out += ", ";
@@ -67,7 +52,7 @@ std::string json_row(const std::string& path, const swsl::StreamResult& result) 
 }
 
 std::string csv_row(int top_k, const std::string& path, const swsl::StreamResult& result) {
-  std::string out = csv_field(path) + ',' + csv_field(result.error);
+  std::string out = csv_field(written_name(path)) + ',' + csv_field(written_error(result.error));
   for (const auto& p : result.predictions)
     out += ',' + csv_field(p.label) + ',' + std::to_string(p.index) + ',' + probability(p);
   return out + std::string(3 * (static_cast<std::size_t>(top_k) - result.predictions.size()), ',') + '\n';
@@ -75,13 +60,9 @@ std::string csv_row(int top_k, const std::string& path, const swsl::StreamResult
 
 std::string table_row(const std::string& path, const swsl::StreamResult& result) {
   if (!result.ok()) return "";  // its error is on stderr
-  std::string out = path + '\n';
+  std::string out = written_name(path) + '\n';
   for (const auto& p : result.predictions) out += "  " + number(100.0 * p.probability, "%7.2f") + "%  " + p.label + '\n';
   return out;
-}
-
-std::runtime_error failure(const std::string& path, const std::string& what) {
-  return std::runtime_error(path + ": " + what + ": " + std::strerror(errno));
 }
 
 }  // namespace
@@ -105,94 +86,14 @@ std::string row(Format format, int top_k, const std::string& path, const swsl::S
   return table_row(path, result);
 }
 
-PartialFile::PartialFile(const std::string& target, Format format, int top_k, int batch_size, bool resume)
-    : target_(target), partial_(path_of(target)), format_(format) {
-  file_ = open(partial_.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC | (resume ? 0 : O_TRUNC), 0666);
-  if (file_ < 0) throw failure(partial_, "cannot be written");
-  const std::string expected = header(format, top_k);
-  keep_whole_batches(expected, batch_size);
-  if (lseek(file_, 0, SEEK_END) == 0) append(expected);
-}
-
-PartialFile::~PartialFile() {
-  if (file_ >= 0) close(file_);
-}
-
-void PartialFile::keep_whole_batches(const std::string& expected_header, int batch_size) {
-  reader_.open(partial_, std::ios::binary);
-  std::streamoff whole = 0;
-  std::string record;
-  if (!expected_header.empty() && read_record(record)) {
-    if (record + '\n' != expected_header)
-      throw std::runtime_error(partial_ + ": was begun with other options: its header is \"" + record.substr(0, 80) +
-                               "\", expected \"" + expected_header.substr(0, std::min<std::size_t>(80, expected_header.size() - 1)) +
-                               "\"; give the same --top-k, or start anew without --resume");
-    whole = reader_.tellg();
+std::string written_name(std::string_view name) {
+  const auto is_digit = [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); };
+  std::string out;
+  for (std::size_t i = 0; i < name.size(); ++i) {
+    const bool ambiguous = name[i] == '\\' && i + 3 < name.size() && name[i + 1] == 'x' && is_digit(name[i + 2]) && is_digit(name[i + 3]);
+    out += ambiguous ? "\\x5c" : std::string(1, name[i]);
   }
-  const std::streamoff first = whole;
-  if (expected_header.empty() || whole > 0)
-    for (std::int64_t rows = 1; read_record(record); ++rows)
-      if (rows % batch_size == 0) kept_ = rows, whole = reader_.tellg();
-  if (ftruncate(file_, whole) != 0) throw failure(partial_, "cannot be cut to its whole rows");
-  reader_.clear();
-  reader_.seekg(first);
+  return swsl::detail::as_utf8(out);
 }
 
-// A record without its newline; false for one that has none, or where there is none. A newline in quotes ends no CSV record.
-bool PartialFile::read_record(std::string& record) {
-  record.clear();
-  bool quoted = false;
-  for (std::string line; std::getline(reader_, line) && !reader_.eof();) {
-    record += line;
-    if (format_ == Format::csv && std::count(line.begin(), line.end(), '"') % 2 == 1) quoted = !quoted;
-    if (!quoted) return true;
-    record += '\n';
-  }
-  return false;
-}
-
-std::string PartialFile::next_path() {
-  std::string record;
-  if (!read_record(record)) throw std::runtime_error(partial_ + ": has been changed by another program");
-  if (format_ == Format::csv) return first_csv_field(record);
-  try {
-    return swsl::Json::parse(record).at("path").string();
-  } catch (const swsl::JsonError& error) {
-    throw std::runtime_error(partial_ + ": row " + std::to_string(checked_ + 1) + ": " + error.what());
-  }
-}
-
-bool PartialFile::has_next(const std::string& input) {
-  if (checked_ == kept_) return false;
-  const std::string done = next_path();
-  if (done != input) refuse_inputs(done, input);
-  ++checked_;
-  return true;
-}
-
-void PartialFile::refuse_inputs(const std::string& found, const std::string& expected) const {
-  const std::string place = std::to_string(checked_ + 1);
-  throw std::runtime_error(partial_ + ": row " + place + " is of " + found + ", but input " + place + " is now " + expected +
-                           "; give the same inputs, or start anew without --resume");
-}
-
-void PartialFile::append(std::string_view rows) {
-  while (!rows.empty()) {
-    const auto count = ::write(file_, rows.data(), rows.size());
-    if (count < 0 && errno != EINTR) throw failure(partial_, "cannot be written");
-    if (count > 0) rows.remove_prefix(static_cast<std::size_t>(count));
-  }
-}
-
-void PartialFile::complete() {
-  if (checked_ < kept_) refuse_inputs(next_path(), "missing");
-  if (fsync(file_) != 0) throw failure(partial_, "cannot be written");
-  if (std::rename(partial_.c_str(), target_.c_str()) != 0) throw failure(target_, "cannot be written");
-  // The new name is only safe once the folder is.
-  auto folder = std::filesystem::path(target_).parent_path();
-  const int handle = open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (handle >= 0) {
-    fsync(handle);
-    close(handle);
-  }
-}
+std::string written_error(std::string_view error) { return swsl::detail::as_utf8(error); }

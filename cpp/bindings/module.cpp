@@ -21,6 +21,8 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
+#include "utf8.h"
+
 namespace py = pybind11;
 
 namespace {
@@ -170,6 +172,7 @@ std::pair<at::Tensor, std::vector<std::string>> batch(const swsl::Runner& runner
   const Sources sources(images);
   const py::gil_scoped_release no_gil;
   auto result = (runner.*method)(sources.span());
+  for (auto& error : result.errors) error = swsl::detail::as_utf8(error);
   return {std::move(result.rows), std::move(result.errors)};
 }
 
@@ -186,7 +189,8 @@ std::vector<std::pair<std::vector<PredictionTuple>, std::string>> classify(const
   const Sources sources(images);
   const py::gil_scoped_release no_gil;
   std::vector<std::pair<std::vector<PredictionTuple>, std::string>> out;
-  for (const auto& result : runner.classify(sources.span(), top_k)) out.emplace_back(tuples(result.predictions), result.error);
+  for (const auto& result : runner.classify(sources.span(), top_k))
+    out.emplace_back(tuples(result.predictions), swsl::detail::as_utf8(result.error));
   return out;
 }
 
@@ -236,7 +240,7 @@ class Stream {
     sources_.pop_front();
     std::optional<at::Tensor> row;
     if (result->row.defined()) row = std::move(result->row);
-    return Answer{tuples(result->predictions), std::move(row), std::move(result->error)};
+    return Answer{tuples(result->predictions), std::move(row), swsl::detail::as_utf8(result->error)};
   }
 
  private:
@@ -311,7 +315,7 @@ py::dict build_info() {
 // Errors get the classes that the Python side of the package defines, so that they exist without this extension.
 void translate(std::exception_ptr thrown) {
   const auto raise = [](const char* module, const char* name, const std::exception& error) {
-    PyErr_SetString(py::module_::import(module).attr(name).ptr(), error.what());
+    PyErr_SetString(py::module_::import(module).attr(name).ptr(), swsl::detail::as_utf8(error.what()).c_str());
   };
   try {
     std::rethrow_exception(thrown);

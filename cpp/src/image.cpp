@@ -1,12 +1,14 @@
 #include "swsl/image.h"
 
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <filesystem>
-#include <system_error>
 
 #include "image/buffer.h"
 #include "image/decode_jpeg.h"
@@ -46,6 +48,41 @@ Format recognise(std::string_view bytes, const std::string& name) {
     found += digits;
   }
   throw UnsupportedFormat(name + ": begins with the bytes" + found + "; expected a JPEG (FF D8 FF) or PNG (89 50 4E 47) image");
+}
+
+ImageError not_opened(const std::string& name) { return ImageError(name + ": cannot be opened: " + std::strerror(errno)); }
+
+void check_regular(const struct stat& status, const std::string& name) {
+  if (S_ISREG(status.st_mode)) return;
+  if (S_ISDIR(status.st_mode)) {
+    const int folder = ::open(name.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (folder < 0) throw not_opened(name);  // which is why its images did not come instead of it
+    ::close(folder);
+    throw ImageError(name + ": is a directory; expected an image file");
+  }
+  const char* kind = S_ISFIFO(status.st_mode) ? "a pipe" : S_ISSOCK(status.st_mode) ? "a socket" : "a device";
+  throw ImageError(name + ": is " + kind + "; expected an image file: save to one what comes out of it, or pass the bytes");
+}
+
+// Never waits, as opening a pipe would, and never touches a device. Sets `size`.
+std::FILE* open_regular(const std::string& path, std::size_t& size) {
+  if (path.find('\0') != std::string::npos) throw ImageError(path + ": cannot be opened: the name holds a zero byte");
+  struct stat status;
+  if (::stat(path.c_str(), &status) != 0) throw not_opened(path);
+  check_regular(status, path);  // before, for opening alone sets a device or a pipe's writer in motion
+  const int number = ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+  if (number < 0) throw not_opened(path);
+  try {
+    if (::fstat(number, &status) != 0) throw not_opened(path);
+    check_regular(status, path);  // after, for it may be another file now
+    std::FILE* handle = ::fdopen(number, "rb");
+    if (handle == nullptr) throw not_opened(path);
+    size = static_cast<std::size_t>(status.st_size);
+    return handle;
+  } catch (...) {
+    ::close(number);
+    throw;
+  }
 }
 
 // Closes what it holds: the file must not stay open when an error leaves.
@@ -104,10 +141,8 @@ struct ImageDecoder::State {
   void open_file(const std::string& path, const std::function<void()>& when_read) {
     opened = false;
     name = path;
-    std::error_code ignored;
-    if (std::filesystem::is_directory(path, ignored)) throw ImageError(name + ": is a directory; expected an image file");
-    std::FILE* handle = std::fopen(path.c_str(), "rb");
-    if (handle == nullptr) throw ImageError(name + ": cannot be opened: " + std::strerror(errno));
+    std::size_t known = 0;
+    std::FILE* handle = open_regular(path, known);
     const File closer{handle};
     std::setvbuf(handle, nullptr, _IONBF, 0);
 
@@ -116,9 +151,8 @@ struct ImageDecoder::State {
     std::size_t length = read(handle, magic.data(), magic.size());
     recognise({magic.data(), length}, name);
 
-    // One byte more than the file has, so that the end is seen without growing. Pipes have no size and do grow.
-    const std::uintmax_t known = std::filesystem::file_size(path, ignored);
-    std::size_t room = std::max<std::size_t>(ignored ? 0 : static_cast<std::size_t>(known) + 1, std::size_t{1} << 16);
+    // One byte more than the file has, so that the end is seen without growing. One that is being written does grow.
+    std::size_t room = std::max(known + 1, std::size_t{1} << 16);
     std::memcpy(file.reserve(room), magic.data(), length);
     while (true) {
       room = file.capacity();

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 from pathlib import Path
 
@@ -184,7 +185,7 @@ def test_no_permission_is_said(photo: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def refuse(*_: object) -> None:  # chmod would not keep root from reading
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Image, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(swsl.ImageError, match="chelsea.jpg: cannot be opened: Permission denied"):
         preprocess(photo)
 

@@ -66,7 +66,8 @@ def add_commands(commands: Any) -> None:
 def _add_images(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "images", nargs="+", metavar="PATH|DIR|URL|-",
-        help="image files, folders (searched recursively), URLs, or - for one path or URL a line on stdin",
+        help="image files, folders (searched recursively, hidden files and folders left out), URLs, or - for one path or URL a "
+        "line on stdin",
     )  # fmt: skip
     add_model(command)
     command.add_argument(

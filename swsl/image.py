@@ -191,9 +191,7 @@ def _check_regular(status: os.stat_result, name: str) -> None:
         raise ImageError(f"{name}: is a directory; expected an image file")
     kinds = {"a pipe": stat.S_ISFIFO, "a socket": stat.S_ISSOCK}
     kind = next((kind for kind, matches in kinds.items() if matches(mode)), "a device")
-    raise ImageError(
-        f"{name}: is {kind}; expected an image file: save to one what comes out of it, or pass the bytes"
-    )
+    raise ImageError(f"{name}: is {kind}; expected an image file: save its content to one, or pass its bytes")
 
 
 def is_pillow(image: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 from pathlib import Path
 
@@ -158,7 +159,7 @@ def test_unusable_images_are_named(tmp_path: Path, server: Server) -> None:
         (tmp_path, "is a directory; expected an image file"),
         (tmp_path / "cut.jpg", "cut.jpg: .*truncated"),
         (tmp_path / "text.jpg", "text.jpg: not an image in a format that Pillow reads"),
-        (tmp_path / "empty.jpg", "empty.jpg: not an image"),
+        (tmp_path / "empty.jpg", "empty.jpg: is empty; expected an image file"),
         (b"abc", "image bytes: not an image"),
         (torch.zeros(3, 4, 4), r"expected uint8 height × width × 3, got torch.float32 \(3, 4, 4\)"),
         (torch.zeros(0, 4, 3, dtype=torch.uint8), "expected uint8 height × width × 3, got"),
@@ -187,7 +188,7 @@ def test_no_permission_is_said(photo: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def refuse(*_: object) -> None:  # chmod would not keep root from reading
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Image, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(swsl.ImageError, match="chelsea.jpg: cannot be opened: Permission denied"):
         preprocess(photo)
 

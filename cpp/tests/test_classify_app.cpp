@@ -60,6 +60,43 @@ TEST(a_table_shows_the_runners_predictions) {
   CHECK_EQ(run.out, text);
 }
 
+TEST(folders_yield_regular_files_that_are_not_hidden) {
+  namespace fs = std::filesystem;
+  const fs::path folder = data("special");
+  fs::remove_all(folder);
+  for (const char* inner : {".ipynb_checkpoints", "@eaDir", "sub"}) {
+    fs::create_directories(folder / inner);
+    fs::copy(data("photo.jpg"), folder / inner / "a.jpg");
+  }
+  fs::copy(data("photo.jpg"), folder / "._a.jpg");
+  fs::create_symlink("sub/a.jpg", folder / "file.jpg");
+  fs::create_symlink("nowhere", folder / "lost.jpg");
+  fs::create_symlink("..", folder / "up");
+  CHECK_EQ(mkfifo((folder / "pipe.jpg").c_str(), 0666), 0);
+  const auto cwd = fs::current_path();  // of a path too long to be listed, which even root cannot
+  fs::current_path(folder);
+  for (int depth = 0; depth < 20; ++depth) {
+    const std::string name(250, 'z');
+    fs::create_directory(name);
+    fs::current_path(name);
+  }
+  fs::current_path(cwd);
+
+  const auto run = classify(model + ' ' + quoted("special") + ' ' + quoted("special/pipe.jpg") + ' ' + quoted("special/@eaDir") +
+                            ' ' + quoted("special/._a.jpg") + " --format=csv --top-k=1");
+  CHECK_EQ(run.code, 1);
+  CHECK_EQ(std::count(run.out.begin(), run.out.end(), '\n'), 1 + 4 + 3);
+  for (const char* good : {"file.jpg", "sub/a.jpg", "@eaDir/a.jpg", "._a.jpg"}) CHECK(has(run.out, (folder / good).string() + ",,"));
+  CHECK(has(run.out, "lost.jpg: cannot be opened: No such file"));
+  CHECK(has(run.out, "zzz: cannot be opened: File name too long"));
+  CHECK(has(run.out, "pipe.jpg: is a pipe; expected an image file"));
+  CHECK(has(run.errors, "swsl-classify: skipped: 3 hidden files and folders (" + (folder / "._a.jpg").string() +
+                            ", …), 1 pipes, sockets and devices (" + (folder / "pipe.jpg").string() + "), 1 links to folders (" +
+                            (folder / "up").string() + ")\n"));
+  CHECK_EQ(std::count(run.errors.begin(), run.errors.end(), '\n'), 3 + 1);
+  fs::remove_all(folder);
+}
+
 TEST(folders_are_walked_in_order_and_a_bad_file_is_one_line) {
   namespace fs = std::filesystem;
   const fs::path folder = data("folder");

@@ -1,3 +1,8 @@
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
@@ -265,10 +270,33 @@ TEST(files) {
   CHECK_THROWS(swsl::ImageError, missing + ": cannot be opened: ", swsl::read_image(missing));
   CHECK_THROWS(swsl::ImageError, directory + ": is a directory", swsl::read_image(directory));
   CHECK_THROWS(swsl::ImageError, empty + ": is empty", swsl::read_image(empty));
+  CHECK_THROWS(swsl::ImageError, "its name goes on after a zero byte", swsl::read_image((folder / "good.jpg").string() + '\0'));
   const std::string locked = write("locked.jpg", bytes);
   fs::permissions(locked, fs::perms::none);
   if (!std::ifstream(locked).is_open())  // root reads everything
     CHECK_THROWS(swsl::ImageError, locked + ": cannot be opened: ", swsl::read_image(locked));
+  fs::remove_all(folder);
+}
+
+// A pipe that nobody writes to would be waited for: the alarm ends the test then.
+TEST(pipes_sockets_and_devices_are_refused_unopened) {
+  namespace fs = std::filesystem;
+  const fs::path folder = fs::temp_directory_path() / "swsl_test_image_special";
+  fs::remove_all(folder);
+  fs::create_directories(folder);
+  const std::string pipe = (folder / "pipe.jpg").string(), socket = (folder / "socket.jpg").string();
+  CHECK_EQ(mkfifo(pipe.c_str(), 0666), 0);
+  const int listener = ::socket(AF_UNIX, SOCK_STREAM, 0);
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  socket.copy(address.sun_path, sizeof address.sun_path - 1);
+  CHECK_EQ(bind(listener, reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
+  alarm(60);
+  CHECK_THROWS(swsl::ImageError, pipe + ": is a pipe; expected an image file", swsl::read_image(pipe));
+  CHECK_THROWS(swsl::ImageError, socket + ": is a socket; expected an image file", swsl::read_image(socket));
+  CHECK_THROWS(swsl::ImageError, "/dev/null: is a device; expected an image file", swsl::read_image("/dev/null"));
+  alarm(0);
+  close(listener);
   fs::remove_all(folder);
 }
 

@@ -106,7 +106,7 @@ class Runner:
     """A frozen module, ready to classify: decode, preprocess, forward pass and top-k, all in C++.
 
     Images are paths, URLs, the bytes of image files, Pillow images, or uint8 arrays or tensors H×W×3 (RGB). JPEG and
-    PNG are decoded in C++, other formats by Pillow; the pixels are the same. Any number of threads may call one runner.
+    PNG are decoded in C++, what C++ does not know by Pillow; the pixels are the same. Any number of threads may call one runner.
     After a fork the child has to make its own.
 
     Args:

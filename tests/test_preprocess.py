@@ -200,7 +200,9 @@ def test_images_of_too_many_pixels_are_refused(photo: Path, monkeypatch: pytest.
     with pytest.raises(swsl.ImageError, match=message):
         preprocess(file.getvalue(), max_pixels=92999)
     with pytest.raises(swsl.ImageError, match="at most 92999"):
-        EagerRunner(swsl.ResNeXt((1, 1, 1, 1), groups=1, width_per_group=1), device="cpu", max_pixels=92999).preprocess([file.getvalue()])
+        EagerRunner(
+            swsl.ResNeXt((1, 1, 1, 1), groups=1, width_per_group=1), device="cpu", max_pixels=92999
+        ).preprocess([file.getvalue()])
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 80000)  # Pillow would warn
     assert preprocess(file.getvalue(), max_pixels=93000).shape == (3, 224, 224)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40000)

@@ -108,9 +108,9 @@ class Runner:
     """A frozen module, ready to classify: decode, preprocess, forward pass and top-k, all in C++.
 
     Images are paths, URLs, the bytes of image files, Pillow images, or uint8 arrays or tensors H×W×3 (RGB). JPEG and
-    PNG are decoded in C++, other formats by Pillow; the pixels are the same. Any number of threads may call one runner.
-    After a fork the child has to make its own, which always works. A runner pickles as its path and options, and is made
-    anew where it arrives; a file that holds another model by then is a ModelError.
+    PNG are decoded in C++, what C++ does not know by Pillow; the pixels are the same. Any number of threads may call one
+    runner. After a fork the child has to make its own, which always works. A runner pickles as its path and options, and is
+    made anew where it arrives; a file that holds another model by then is a ModelError.
 
     Args:
         model: the ``.pt`` that `swsl export` wrote.

@@ -117,6 +117,12 @@ TEST(folders_are_walked_in_order_and_a_bad_file_is_one_line) {
   CHECK(has(run.errors, "swsl-classify: error: " + (folder / "a.png").string() + ": "));
 }
 
+TEST(max_pixels_reach_the_runner) {
+  const auto run = classify(model + ' ' + quoted("photo.jpg") + " --max-pixels 99");
+  CHECK_EQ(run.code, 1);
+  CHECK(has(run.errors, "expected at least 1 and at most 99; raise max_pixels if you trust it"));
+}
+
 TEST(json_is_an_object_a_line_from_a_list_on_stdin) {
   const auto run = classify(model + " - --format json --top-k 10 --batch-size 2 --threads 1",
                             "printf '%s\\n' " + quoted("photo.jpg") + " '' '/no \"such\"' " + quoted("photo.jpg") + " | ");
@@ -398,7 +404,7 @@ TEST(wrong_usage_is_2_and_a_wrong_model_1) {
   CHECK_EQ(classify("--help").code, 0);
   for (const std::string& arguments :
        {std::string(), model, model + " x --top-k", model + " x --top-k 0", model + " x --top-k 2x", model + " x --format xml",
-        model + " x --nonsense", model + " x --info=1", model + " x -o x.txt", model + " x --resume", model + " x -o x.csv --format csv", model + " x --workers 0", model + " x --dtype int8", model + " x --device gpu", model + " x --threads -1"}) {
+        model + " x --nonsense", model + " x --info=1", model + " x -o x.txt", model + " x --resume", model + " x -o x.csv --format csv", model + " x --workers 0", model + " x --max-pixels 0", model + " x --dtype int8", model + " x --device gpu", model + " x --threads -1"}) {
     const auto run = classify(arguments);
     if (run.code != 2 || run.errors.find("swsl-classify: error: ") != 0)
       check::fail(__FILE__, __LINE__, '"', arguments, "\" gave ", run.code, " and \"", run.errors, '"');

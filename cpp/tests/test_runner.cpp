@@ -62,6 +62,28 @@ TEST(predictions_are_the_softmax_in_order) {
   CHECK_THROWS(std::runtime_error, "not all finite", runner().predictions(at::full({10}, NAN)));
 }
 
+TEST(another_decoder_is_asked_for_what_is_not_decoded_here) {
+  int asked = 0;
+  swsl::RunnerOptions options{.threads = 1, .max_pixels = 1'000'000};
+  options.decode_other = [&](const ImageSource& source) {
+    ++asked;
+    const auto& encoded = std::get<swsl::EncodedImage>(source);
+    if (encoded.size == 6) return swsl::Image{};
+    if (encoded.size == 7) throw swsl::ImageError(encoded.name + ": not today");
+    return swsl::read_image(data("photo.jpg"));
+  };
+  const Runner other(data("tiny.pt"), options);
+  const std::vector<ImageSource> images = {swsl::EncodedImage{"GIF89", 5}, swsl::EncodedImage{"GIF89a", 6}, swsl::EncodedImage{"GIF89a;", 7},
+                                           data("photo.jpg")};
+  const auto result = other.preprocess(images);
+  CHECK_EQ(asked, 3);
+  CHECK(at::equal(result.rows[0], result.rows[3]));
+  CHECK_EQ(result.errors[0], "");
+  CHECK_EQ(result.errors[1], "image bytes: is a GIF image; swsl decodes JPEG and PNG");
+  CHECK_EQ(result.errors[2], "image bytes: not today");
+  CHECK_THROWS(std::invalid_argument, "max_pixels: expected 1 or more, got -1", Runner(data("tiny.pt"), {.max_pixels = -1}));
+}
+
 TEST(equal_logits_are_ordered_by_class) {
   const auto tied = runner().predictions(at::zeros({10}), 10);
   for (std::size_t i = 0; i < tied.size(); ++i) CHECK_EQ(tied[i].index, static_cast<std::int64_t>(i));

@@ -67,7 +67,7 @@ struct RunnerOptions {
   // Called for an image that this build does not decode (UnsupportedFormat), from any thread and from several at a time: its pixels,
   // upright if that is asked for, or an empty Image if these cannot be had here either. ImageError says what is wrong with the image;
   // other exceptions end the call or stream.
-  std::function<Image(const ImageSource&)> decode_other;
+  std::function<Image(const ImageSource&)> decode_other = nullptr;
 };
 
 struct Prediction {

@@ -27,6 +27,9 @@ namespace py = pybind11;
 
 namespace {
 
+// Of a str, with the bytes that the names of files may hold and UTF-8 may not.
+std::string bytes_of(const py::handle& text) { return py::bytes(text.attr("encode")("utf-8", "surrogateescape")); }
+
 // Python objects as image sources. Whatever the sources point to lives as long as this: it must be made and destroyed with
 // the GIL held, and may be used without it.
 class Sources {
@@ -42,7 +45,7 @@ class Sources {
     if (py::isinstance<py::tuple>(image)) {  // bytes and their name
       auto parts = py::reinterpret_borrow<py::tuple>(image);
       add(parts[0]);
-      std::get<swsl::EncodedImage>(sources_.back()).name = parts[1].cast<std::string>();
+      std::get<swsl::EncodedImage>(sources_.back()).name = bytes_of(parts[1]);
     } else if (THPVariable_Check(image.ptr())) {
       const at::Tensor& tensor = THPVariable_Unpack(image.ptr());
       const bool fits = tensor.is_cpu() && tensor.scalar_type() == at::kByte && tensor.dim() == 3 && tensor.size(2) == 3;
@@ -142,7 +145,8 @@ class PythonDecoder {
     const py::gil_scoped_acquire gil;
     py::object argument = py::none(), name = py::none();
     if (const auto* path = std::get_if<std::string>(&source)) {
-      argument = py::reinterpret_steal<py::object>(PyUnicode_DecodeFSDefaultAndSize(path->data(), static_cast<py::ssize_t>(path->size())));
+      const auto size = static_cast<py::ssize_t>(path->size());
+      argument = py::reinterpret_steal<py::object>(PyUnicode_DecodeFSDefaultAndSize(path->data(), size));
       name = argument;
     } else {
       const auto& encoded = std::get<swsl::EncodedImage>(source);
@@ -157,7 +161,7 @@ class PythonDecoder {
       return {static_cast<int>(pixels.shape[0]), static_cast<int>(pixels.shape[1]), {first, first + pixels.size}};
     } catch (const py::error_already_set& error) {
       if (!error.matches(py::module_::import("swsl.image").attr("ImageError"))) throw;
-      throw swsl::ImageError(py::str(error.value()).cast<std::string>());
+      throw swsl::ImageError(bytes_of(py::str(error.value())));
     }
   }
 

@@ -70,6 +70,7 @@ PartialFile::PartialFile(const std::string& target, Format format, int top_k, in
     check_record(target);
     kept_ = open_reader(target);
     complete_ = true;
+    remove_empty();  // what a kill amid the last steps has left
   } else {
     kept_ = 0;
     open_partial(false, 0);
@@ -79,7 +80,10 @@ PartialFile::PartialFile(const std::string& target, Format format, int top_k, in
 PartialFile::~PartialFile() {
   if (file_ < 0) return;
   close(file_);
-  if (complete_ || rows() > 0) return;
+  if (!complete_ && rows() == 0) remove_empty();
+}
+
+void PartialFile::remove_empty() const {
   unlink(partial_.c_str());
   unlink(record_path(partial_).c_str());
 }

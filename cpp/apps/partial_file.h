@@ -43,6 +43,7 @@ class PartialFile {
   std::int64_t open_reader(const std::string& path);
   void open_partial(bool keep, std::streamoff size);
   void copy_back();
+  void remove_empty() const;
   void write_record(const std::string& path) const;
   void check_record(const std::string& path) const;
   bool read_record(std::string& record);

@@ -27,7 +27,8 @@ import report
 import torch
 from torch import Tensor
 
-from swsl.export import export_model, relative_error
+from swsl.export import export_model
+from swsl.golden import relative_error
 from swsl.variants import VARIANTS, create_model
 
 ENGINES = ("swsl", "eager", "torchscript", "inductor", "onnxruntime", "openvino")

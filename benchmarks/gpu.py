@@ -31,7 +31,8 @@ import torch
 from peers import SPEC, dali_steps, torchvision_v2
 from torch import Tensor
 
-from swsl.export import export_model, relative_error
+from swsl.export import export_model
+from swsl.golden import relative_error
 from swsl.preprocess import preprocess
 from swsl.runner import Runner, decode_image
 

@@ -25,7 +25,8 @@ import torch
 from peers import SHORTER_SIDE, SPEC, dali_steps, timm_transform, torchvision_v2
 from PIL import Image, ImageOps
 
-from swsl.export import export_model, relative_error
+from swsl.export import export_model
+from swsl.golden import relative_error
 from swsl.resnext import ResNeXt
 from swsl.runner import Runner, decode_image
 from swsl.variants import create_model

@@ -1,12 +1,12 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any
 
 from torch import Tensor
 from typing_extensions import Buffer
 
-# A path, the bytes of an image file, or uint8 pixels H×W×3 (any object with the buffer protocol, or a CPU tensor).
-_Source = str | PathLike[str] | Buffer | Tensor
+# A path, the bytes of an image file, these with a name, or uint8 pixels H×W×3 (any object with the buffer protocol, or a CPU tensor).
+_Source = str | PathLike[str] | Buffer | tuple[bytes, str] | Tensor
 
 class Runner:
     def __init__(
@@ -15,11 +15,14 @@ class Runner:
         *,
         device: str,
         dtype: str,
+        cores: int,
         threads: int,
         batch_size: int,
         exif_orientation: bool,
         dct_scaling: bool,
         nvjpeg: bool,
+        max_pixels: int,
+        decode_other: Callable[[str | memoryview, str], memoryview | None],
     ) -> None: ...
     def classify(
         self, images: Sequence[_Source], top_k: int
@@ -50,7 +53,7 @@ class Stream:
     def pop(self) -> tuple[list[tuple[str, int, float]], Tensor | None, str] | None: ...
     def close(self) -> None: ...
 
-def decode_image(image: _Source, *, exif_orientation: bool) -> Tensor: ...
+def decode_image(image: _Source, *, exif_orientation: bool, max_pixels: int) -> Tensor: ...
 def golden_input(shape: Sequence[int]) -> Tensor: ...
 def peak_flops(dtype: str, threads: int) -> float: ...
 def build_info() -> dict[str, Any]: ...

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,8 +43,8 @@ def rows_of(
         engine: see `Engine`.
         paths: image files.
         features: pooled features instead of logits.
-        workers: threads that decode and preprocess for an `EagerRunner`, one for each core by default; the compiled runner
-            has its own.
+        workers: threads that decode and preprocess for an `EagerRunner`, as many as torch computes with by default; the
+            compiled runner has its own.
     """
     if isinstance(engine, EagerRunner):
         compute = engine.embed_batch if features else engine.forward
@@ -74,7 +73,7 @@ def _preprocessed(
             return error
 
     remaining = iter(paths)
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(workers or torch.get_num_threads()) as pool:
         ahead: deque[list[Future[Tensor | Exception]]] = deque()
 
         def submit() -> None:

@@ -29,6 +29,7 @@ from .labels import LABELS
 from .output import replacing
 from .preprocess import PreprocessSpec
 from .resnext import ResNeXt
+from .state_dicts import OWN_KEYS, read_pickled
 from .variants import VARIANTS, WEIGHTS_LICENSE, create_model, find_variant
 from .version import __version__
 
@@ -147,8 +148,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         head = file.read(4)
     if head != b"PK\x03\x04":  # the legacy format, as the published files have it, or safetensors
         return None
-    content = _weights.read_pickled(path, head)
-    if not isinstance(content, dict) or not {"format", "architecture", "model"} <= content.keys():
+    content = read_pickled(path, head)
+    if not isinstance(content, dict) or not content.keys() >= OWN_KEYS:
         return None
     if content["format"] != _FORMAT:
         raise _weights.WeightsError(

@@ -34,9 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.showwarning = lambda message, *_: print(f"swsl: warning: {message}", file=sys.stderr)
     with _stoppable() as signals:
         try:
-            code = _run(arguments)
-            sys.stdout.flush()
-            return code
+            return _run(arguments)
         except argparse.ArgumentError as error:  # arguments that are wrong together
             parser.error(str(error))
         except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
@@ -46,8 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             what = " ".join(str(error).split())
             try:
                 sys.stdout.flush()
-            except OSError as full:
-                what = f"stdout: cannot be written: {full.strerror}" if isinstance(error, OSError) else what
+            except OSError:
                 _leave_stdout()
             # What is stopped may end in another error: of processes that were stopped too, say.
             if signals or isinstance(error, KeyboardInterrupt):
@@ -66,7 +63,15 @@ def _run(arguments: argparse.Namespace) -> int:
     if any(map(is_stdout, targets)):  # which then is the output's alone
         with contextlib.redirect_stdout(sys.stderr):
             return arguments.run(arguments)
-    return arguments.run(arguments)
+    code = arguments.run(arguments)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full device: Python would only mention it when it ends
+        _leave_stdout()
+        raise OSError(f"stdout: cannot be written: {error.strerror}") from error
+    return code
 
 
 @contextlib.contextmanager
@@ -117,7 +122,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("model", metavar="NAME|FILE", help="a variant, or a training run's best.pth")
     command.add_argument(
-        "--weights", metavar="FILE", help="path or URL of other weights: .pth, .pt or .safetensors"
+        "--weights",
+        metavar="FILE",
+        help="path or URL of other weights: a state dict or a training program's checkpoint",
     )
     command.add_argument(
         "-o", "--output", required=True, metavar="FILE", help="the file to write, model.pt say"

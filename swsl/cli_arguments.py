@@ -20,7 +20,8 @@ def add_model(command: argparse._ActionsContainer, *, runner: bool = True) -> ar
     sources = command.add_mutually_exclusive_group()
     sources.add_argument(
         "--weights", metavar="FILE",
-        help="path or URL of other weights: .pth, .pt or .safetensors; a training run's best.pth brings its own model",
+        help="path or URL of other weights: a state dict or a training program's checkpoint; best.pth of `swsl finetune` "
+        "brings its own model",
     )  # fmt: skip
     if runner:
         sources.add_argument(
@@ -52,6 +53,23 @@ def add_device(command: argparse._ActionsContainer) -> None:
         "--device", type=device_name, default="auto", metavar="DEVICE",
         help="cpu, cuda, cuda:N or auto: a GPU if there is one (default auto)",
     )  # fmt: skip
+
+
+def add_cores(command: argparse._ActionsContainer) -> None:
+    """The argument that bounds how many cores a model and what feeds it take."""
+    command.add_argument(
+        "--cores", type=positive, metavar="N",
+        help="that decoding and the forward pass share (default: as many as this process may use, by its affinity, its "
+        "cgroup's CPU quota and OMP_NUM_THREADS, the smallest of them)",
+    )  # fmt: skip
+
+
+def take_cores(cores: int | None) -> None:
+    """Bounds eager PyTorch; the compiled runner has its own option."""
+    if cores:
+        import torch
+
+        torch.set_num_threads(cores)
 
 
 def device_name(text: str) -> str:

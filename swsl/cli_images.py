@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from .cli_arguments import add_device, add_model, positive, refuse_two_models
+from .cli_arguments import add_cores, add_device, add_model, positive, refuse_two_models, take_cores
 
 if TYPE_CHECKING:
     from .bulk import BulkOutput
@@ -66,14 +66,20 @@ def add_commands(commands: Any) -> None:
 def _add_images(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "images", nargs="+", metavar="PATH|DIR|URL|-",
-        help="image files, folders (searched recursively), URLs, or - for one path or URL a line on stdin",
+        help="image files, folders (searched recursively, hidden files and folders left out), URLs, or - for one path or URL a "
+        "line on stdin",
     )  # fmt: skip
     add_model(command)
     command.add_argument(
         "--batch-size", type=positive, metavar="N",
         help="images in one forward pass at most (default 16, on a GPU with the compiled runner 64)",
     )  # fmt: skip
+    command.add_argument(
+        "--max-pixels", type=positive, metavar="N",
+        help="of an image; one of more is an error, for a small file can hold a great many (default 89478485)",
+    )  # fmt: skip
     add_device(command)
+    add_cores(command)
     command.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16", "tf32", "auto"),
         help="of weights and activations, with the compiled runner (default float32)",
@@ -105,6 +111,7 @@ def open_runner(arguments: argparse.Namespace, **options: Any) -> Runner | Eager
 
     if "dtype" in options:
         raise ValueError(f"--dtype: needs the compiled runner, and {built['reason']}")
+    take_cores(options.pop("cores", None))
     loaded = load_model(arguments.model, arguments.weights)
     runner = EagerRunner(loaded.model, spec=loaded.spec, labels=loaded.labels, **options)
     reason = built["reason"].splitlines()[0].rstrip(":")
@@ -113,7 +120,13 @@ def open_runner(arguments: argparse.Namespace, **options: Any) -> Runner | Eager
 
 
 def _open_and_say(arguments: argparse.Namespace) -> Runner | EagerRunner:
-    options = {"device": arguments.device, "batch_size": arguments.batch_size, "dtype": arguments.dtype}
+    options = {
+        "device": arguments.device,
+        "batch_size": arguments.batch_size,
+        "dtype": arguments.dtype,
+        "cores": arguments.cores,
+        "max_pixels": arguments.max_pixels,
+    }
     runner = open_runner(arguments, **{name: value for name, value in options.items() if value is not None})
     print(f"swsl: {runner!r}", file=sys.stderr)
     return runner

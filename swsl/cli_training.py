@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli_arguments import add_device, add_model, positive, refuse_two_models
+from .cli_arguments import add_cores, add_device, add_model, positive, refuse_two_models, take_cores
 
 if TYPE_CHECKING:
     from .batches import Engine
@@ -286,6 +286,7 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
     sources.add_argument("--frozen", metavar="FILE", help="likewise in PyTorch: --runner is the compiled one")
     command.add_argument("--batch-size", type=positive, default=16, metavar="N", help="default 16")
     add_device(command)
+    add_cores(command)
 
 
 def _engine(arguments: argparse.Namespace) -> Engine:
@@ -299,9 +300,10 @@ def _engine(arguments: argparse.Namespace) -> Engine:
             raise ValueError(
                 "--runner: the frozen module's own preprocessing is what it runs; use --frozen with --input-size or --crop-pct"
             )
-        return Runner(arguments.runner, **options)
+        return Runner(arguments.runner, cores=arguments.cores or 0, **options)
     from dataclasses import replace
 
+    take_cores(arguments.cores)
     changes: dict[str, Any] = {}
     if arguments.input_size:
         changes["input_size"] = (arguments.input_size, arguments.input_size)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .feeding import MAX_WAIT, chunks
 from .fingerprint import fingerprint
-from .image import ImageError, ImageSource
+from .image import MAX_PIXELS, ImageError, ImageSource
 from .labels import LABELS
 from .prediction import Prediction, Result, top_predictions
 from .preprocess import PreprocessSpec, preprocess, preprocess_batch
@@ -38,12 +38,15 @@ def pick_device(device: str) -> torch.device:
 class EagerRunner:
     """Images to predictions through a `ResNeXt` in eager PyTorch.
 
+    PyTorch hangs in a process forked off one that has used it: start processes by "spawn", or use the compiled runner.
+
     Args:
         model: put into evaluation mode and moved to ``device``.
         spec: the preprocessing; the variant's own by default.
         labels: class names; ImageNet's where the model has 1,000 classes, else the class numbers.
         device: "cpu", "cuda", "cuda:1" or "auto" (a GPU if there is one).
         batch_size: how many images `stream` runs at once.
+        max_pixels: of an image at most (see `swsl.load_image`).
 
     Raises:
         ValueError: labels that are not one a class, or a device that is not there.
@@ -57,9 +60,12 @@ class EagerRunner:
         labels: Sequence[str] | None = None,
         device: str = "auto",
         batch_size: int = 16,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
+        if max_pixels < 1:
+            raise ValueError(f"max_pixels: expected 1 or more, got {max_pixels}")
         variant = getattr(model, "variant", None)
         self.spec = spec or (variant.preprocess if variant else PreprocessSpec())
         if labels is None:
@@ -72,6 +78,7 @@ class EagerRunner:
         self.device = pick_device(device)
         self.model = model.eval().to(self.device)
         self.batch_size = batch_size
+        self.max_pixels = max_pixels
 
     @property
     def fingerprint(self) -> str:
@@ -83,7 +90,7 @@ class EagerRunner:
 
     def preprocess(self, images: Iterable[ImageSource]) -> Tensor:
         """Images to a float32 batch N×3×H×W on the CPU. Raises ImageError for the first that cannot be used."""
-        return preprocess_batch(images, self.spec)
+        return preprocess_batch(images, self.spec, max_pixels=self.max_pixels)
 
     @torch.inference_mode()
     def forward(self, batch: Tensor) -> Tensor:
@@ -153,6 +160,6 @@ class EagerRunner:
 
     def _try_preprocess(self, source: ImageSource) -> Tensor | Exception:
         try:
-            return preprocess(source, self.spec)
+            return preprocess(source, self.spec, max_pixels=self.max_pixels)
         except (ImageError, TypeError) as error:
             return error

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import os
 import warnings
 import zipfile
@@ -23,6 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from .fingerprint import fingerprint
+from .golden import (
+    TOLERANCES,
+    classifier_sizes,
+    golden_input,
+    logits_error,
+    logits_scale,
+    output_error,
+    relative_error,
+)
 from .labels import LABELS
 from .output import replacing
 from .preprocess import PreprocessSpec
@@ -32,32 +40,9 @@ from .version import __version__
 FORMAT = 2
 METADATA_FILE = "swsl.json"
 
-TOLERANCES = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 1e-2}
-"""How far logits may be from eager float32 (see `relative_error`), by the dtype computed in. Every frozen module carries
-these numbers, and both languages read them from there."""
-
 
 class ModelError(RuntimeError):
     """A frozen module that cannot be read, written or trusted. The message names the file and says what to do."""
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """The largest difference over the largest magnitude expected; infinite where shapes differ or a value is not finite."""
-    if actual.shape != expected.shape or not (actual.isfinite().all() and expected.isfinite().all()):
-        return math.inf
-    scale = expected.double().abs().max()
-    return (
-        ((actual.double().cpu() - expected.double().cpu()).abs().max() / scale).item()
-        if scale > 0
-        else math.inf
-    )
-
-
-def golden_input(shape: Sequence[int]) -> Tensor:
-    """The deterministic float32 input of golden checks: in uint32 arithmetic, element i of the flat tensor is
-    ``((i * 2654435761 >> 24) - 128) / 64``. Every value is exact, so any language computes the same."""
-    index = torch.arange(math.prod(shape), dtype=torch.int64)
-    return (((index * 2654435761 & 0xFFFFFFFF) >> 24) - 128).to(torch.float32).div_(64).view(*shape)
 
 
 class _AveragePool(nn.Module):
@@ -137,7 +122,15 @@ def export_model(
         )
 
     eager = copy.deepcopy(model).cpu().float().eval()
+    broken = [name for name, tensor in eager.state_dict().items() if not tensor.isfinite().all()]
+    if broken:
+        raise ModelError(
+            f"{path}: not written, since {len(broken)} tensors of the model hold NaN or infinity ({', '.join(broken[:3])}"
+            f"{', …' * (len(broken) > 3)}); export a checkpoint from before the training diverged"
+        )
     golden = golden_input((1, 3, *spec.input_size))
+    features = eager.forward_head(eager.forward_features(golden), pre_logits=True)
+    weight_norms, biases = classifier_sizes(eager)
     metadata = {
         "format": FORMAT,
         "variant": variant.name if variant and tuple(labels) == LABELS else None,
@@ -155,7 +148,10 @@ def export_model(
         "versions": {"swsl": __version__, "torch": torch.__version__},
         "golden": {
             "shape": list(golden.shape),
-            "logits": eager(golden)[0].tolist(),
+            "features": features[0].tolist(),
+            "logits": eager.fc(features)[0].tolist(),
+            "weight_norms": weight_norms,
+            "biases": biases,
             "tolerances": TOLERANCES,
         },
     }
@@ -174,14 +170,19 @@ def _compare(written: Path, eager: ResNeXt, spec: PreprocessSpec, name: str) -> 
     height, width = spec.input_size
     for shape in ((1, 3, height, width), (2, 3, height + 32, width)):
         batch = golden_input(shape)
-        features = eager.forward_head(eager.forward_features(batch), pre_logits=True)
-        for method, expected in ((frozen.forward, eager(batch)), (frozen.embed, features)):
-            error = relative_error(method(batch), expected)
-            if not error <= TOLERANCES["float32"]:
-                raise ModelError(
-                    f"{name}: not written, since the frozen module's answer for {shape} is {error:.1e} from eager PyTorch's, "
-                    f"expected at most {TOLERANCES['float32']:.0e}; are all weights finite?"
+        logits, features = frozen(batch), frozen.embed(batch)
+        error = output_error(eager, batch, logits=logits, features=features)
+        if not error <= TOLERANCES["float32"]:
+            finite = bool(logits.isfinite().all() and features.isfinite().all())
+            raise ModelError(
+                f"{name}: not written, since the frozen module's answers to an input of {shape} are "
+                + (
+                    f"{error:.1e} from eager PyTorch's, expected at most {TOLERANCES['float32']:.0e}; "
+                    f"torch {torch.__version__} freezes this model wrongly: try another release"
+                    if finite
+                    else "not finite; the weights are too large for float32 activations: scale them down"
                 )
+            )
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -208,11 +209,26 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     return metadata
 
 
+def made_anew(kind: Any, path: str, options: dict[str, Any], fingerprint: str) -> Any:
+    """A runner of a frozen module where a pickle of it arrives: ``kind(path, **options)``.
+
+    Raises:
+        ModelError: the file holds another model than the one of this fingerprint.
+    """
+    runner = kind(path, **options)
+    if runner.fingerprint != fingerprint:
+        raise ModelError(
+            f"{path}: holds another model than when its runner was pickled or copied (fingerprint "
+            f"{runner.fingerprint[:16]}…, expected {fingerprint[:16]}…); put the file back, or make a new runner"
+        )
+    return runner
+
+
 def verify(path: str | os.PathLike[str]) -> float:
     """Repeat a frozen module's golden check in TorchScript on the CPU.
 
     Returns:
-        The relative error of its logits.
+        The larger of the errors of its features and logits, as `swsl.golden` defines them.
 
     Raises:
         ModelError: the file is damaged, or the error is above the float32 tolerance that it states.
@@ -222,16 +238,23 @@ def verify(path: str | os.PathLike[str]) -> float:
         frozen = torch.jit.load(os.fspath(path), map_location="cpu")
     except RuntimeError as error:
         raise ModelError(f"{path}: cannot be loaded: {str(error).splitlines()[0]}") from error
+    batch = golden_input(golden["shape"])
     with torch.inference_mode():
-        logits = frozen(golden_input(golden["shape"]))[0]
-    error_found = relative_error(logits, torch.tensor(golden["logits"]))
+        logits, features = frozen(batch), frozen.embed(batch)
+    expected = torch.tensor([golden["features"]])
+    scale = logits_scale(golden["weight_norms"], golden["biases"], expected)
+    errors = {
+        "features": relative_error(features, expected),
+        "logits": logits_error(logits, torch.tensor([golden["logits"]]), scale),
+    }
     tolerance = golden["tolerances"]["float32"]
-    if not error_found <= tolerance:
-        raise ModelError(
-            f"{path}: its logits are {error_found:.1e} from those recorded at export, expected at most {tolerance:.0e}; "
-            "export it again"
-        )
-    return error_found
+    for what, found in errors.items():
+        if not found <= tolerance:
+            raise ModelError(
+                f"{path}: its {what} are {found:.1e} from those recorded at export, expected at most {tolerance:.0e}; "
+                "export it again"
+            )
+    return max(errors.values())
 
 
 def cached_export(name: str, weights: str | os.PathLike[str] | None = None) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import islice
@@ -59,6 +60,7 @@ class Feeder(Generic[T]):
         self._room: SimpleQueue[None] = SimpleQueue()
         self._make: Callable[[Any], T] | None = make
         self._finish = finish
+        self._process = os.getpid()
         self.give_room(ahead)
         run = contextvars.copy_context().run
         threading.Thread(target=run, args=(self._run, sources), name="swsl sources", daemon=True).start()
@@ -68,7 +70,13 @@ class Feeder(Generic[T]):
 
         Raises:
             queue.Empty: nothing has come for ``timeout`` seconds.
+            RuntimeError: this process was forked off the one that has the thread.
         """
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "this stream was begun before the process forked, and its thread stayed behind; "
+                "make the runner in the process that uses it"
+            )
         return self._made.get(timeout=timeout)
 
     def give_room(self, count: int = 1) -> None:
@@ -85,8 +93,6 @@ class Feeder(Generic[T]):
         try:
             while self._take(sources):
                 pass
-        except StopIteration:
-            pass
         except BaseException as raised:  # whatever it is, it is the consumer's
             error = raised
         self._finish()
@@ -97,7 +103,10 @@ class Feeder(Generic[T]):
         self._room.get()
         if not self._make:
             return False
-        source = next(sources)
+        try:
+            source = next(sources)
+        except StopIteration:
+            return False
         make = self._make
         if make is not None:
             self._made.put(make(source))

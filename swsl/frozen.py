@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .eager import EagerRunner, pick_device
-from .export import ModelError, read_metadata
+from .export import ModelError, made_anew, read_metadata
 from .preprocess import PreprocessSpec
 
 
@@ -29,6 +29,8 @@ class FrozenRunner(EagerRunner):
         device: str = "auto",
         batch_size: int = 16,
     ) -> None:
+        self._path = os.path.abspath(path)
+        self._options = {"spec": spec, "device": device, "batch_size": batch_size}
         metadata = read_metadata(path)
         self.model: Any  # a ScriptModule, with the methods that export gave it
         self.device = pick_device(device)
@@ -42,6 +44,9 @@ class FrozenRunner(EagerRunner):
         if batch_size < 1:
             raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
         self.batch_size = batch_size
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return made_anew, (type(self), self._path, self._options, self.fingerprint)
 
     @property
     def fingerprint(self) -> str:

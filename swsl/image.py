@@ -8,6 +8,7 @@ import os
 import re
 import stat
 import sys
+import threading
 import warnings
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -27,20 +28,41 @@ class ImageError(ValueError):
     """An image that cannot be used. The message names the file, what was found and what was expected."""
 
 
+class UnsupportedFormat(ImageError):  # noqa: N818
+    """An image, perhaps sound, in a format that is not decoded here."""
+
+
+MAX_PIXELS = 89_478_485
+"""Of an image at most, where nobody says otherwise: Pillow's own Image.MAX_IMAGE_PIXELS."""
+
+MAX_SCANS = 100
+"""Of a JPEG at most: each goes through the whole image, whatever little it holds. Encoders write about ten."""
+
+_opening = threading.Lock()
+
 _TIMEOUT_S = 20
 _MAX_DOWNLOAD_BYTES = 256 << 20
 
 
-def load_image(source: ImageSource, *, exif_orientation: bool = False, name: str | None = None) -> Image:
+def load_image(
+    source: ImageSource,
+    *,
+    exif_orientation: bool = False,
+    name: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Image:
     """Decode to a Pillow RGB image.
 
     Args:
         source: see `ImageSource`.
         exif_orientation: turn the image as its EXIF tag says. Off by default, as in timm and torchvision.
         name: what errors call the image; its path or URL by default.
+        max_pixels: an image of more is refused. Pillow has a check of its own: above twice ``PIL.Image.MAX_IMAGE_PIXELS`` that has
+            to be raised too.
 
     Raises:
-        ImageError: the file is missing, unreachable, unreadable, no image, truncated, or larger than ``PIL.Image.MAX_IMAGE_PIXELS``.
+        ImageError: the file is missing, unreachable, unreadable, no image, truncated, of more than ``max_pixels``,
+            or a JPEG of more than 100 scans.
         TypeError: ``source`` is none of the accepted kinds.
     """
     try:
@@ -72,30 +94,65 @@ def load_image(source: ImageSource, *, exif_orientation: bool = False, name: str
         )
     is_file = not isinstance(opened, Image.Image)
     try:
-        with opened if is_file else nullcontext(), warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # refused below, at the limit it warns of
+        with opened if is_file else nullcontext():
             if is_file and not opened.read(1):
                 raise ValueError("is empty; expected an image file")
-            image = Image.open(opened) if is_file else opened
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit is not None and image.width * image.height > limit:
-                raise Image.DecompressionBombError(
-                    f"{image.width}×{image.height} pixels are over the limit of {limit}; "
-                    "if you trust the file, raise PIL.Image.MAX_IMAGE_PIXELS"
+            image = _open(opened) if is_file else opened
+            if not 1 <= image.width * image.height <= max_pixels:
+                raise ValueError(
+                    f"{image.height} × {image.width} pixels (height × width); expected at least 1 and at most {max_pixels}"
+                    + ("; raise max_pixels if you trust it" if image.width * image.height else "")
                 )
+            _check_scans(image)
             if exif_orientation:
                 image = ImageOps.exif_transpose(image)
-            if 0 in image.size:
-                raise ValueError(f"{image.width}×{image.height} pixels, expected at least one")
             return image.convert("RGB")
     except Image.UnidentifiedImageError as error:
         raise ImageError(f"{name}: not an image in a format that Pillow reads") from error
-    # Pillow's decoders raise many kinds on malformed files; each means that this file has no usable pixels.
-    except (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, MemoryError, ArithmeticError,
-            Image.DecompressionBombError) as error:  # fmt: skip
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            f"{name}: {error}; if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS and max_pixels"
+        ) from error
+    # Of whatever kind (AVIF's is a RuntimeError), it means that this file has no usable pixels.
+    except Exception as error:
         raise ImageError(f"{name}: {error}") from error
+
+
+def _open(source: Any) -> Image:
+    from PIL import Image
+
+    # catch_warnings changes what all threads share.
+    with _opening, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels is the limit
+        return Image.open(source)
+
+
+def _check_scans(image: Image) -> None:
+    file = getattr(image, "fp", None)
+    if image.format not in ("JPEG", "MPO") or file is None:
+        return
+    position = file.tell()
+    file.seek(0)
+    data = file.read()
+    file.seek(position)
+    if data.count(b"\xff\xda") > MAX_SCANS and _count_scans(data) > MAX_SCANS:
+        raise ValueError(
+            f"a JPEG of more than {MAX_SCANS} scans, each of which goes through the whole image; "
+            f"expected at most {MAX_SCANS}"
+        )
+
+
+def _count_scans(jpeg: bytes) -> int:
+    """Of the first image in the file; embedded ones (thumbnails, films behind it) do not count."""
+    marker = re.compile(rb"\xff+([^\x00\xff])")
+    scans, at = 0, 2
+    while (found := marker.search(jpeg, at)) and found[1] != b"\xd9":
+        at, kind = found.end(), found[1][0]
+        if kind < 0xC0 or 0xD0 <= kind <= 0xD8:  # no segment: these stand alone
+            continue
+        scans += kind == 0xDA
+        at += int.from_bytes(jpeg[at : at + 2], "big")
+    return scans
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
@@ -134,9 +191,7 @@ def _check_regular(status: os.stat_result, name: str) -> None:
         raise ImageError(f"{name}: is a directory; expected an image file")
     kinds = {"a pipe": stat.S_ISFIFO, "a socket": stat.S_ISSOCK}
     kind = next((kind for kind, matches in kinds.items() if matches(mode)), "a device")
-    raise ImageError(
-        f"{name}: is {kind}; expected an image file: save to one what comes out of it, or pass the bytes"
-    )
+    raise ImageError(f"{name}: is {kind}; expected an image file: save its content to one, or pass its bytes")
 
 
 def is_pillow(image: object) -> bool:

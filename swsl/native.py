@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .image import ImageError, ImageSource, fetch, is_pillow, is_url, load_image, open_regular
+from .image import ImageError, ImageSource, fetch, is_pillow, is_url, load_image
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+    from PIL.Image import Image
 
 PACKAGE = Path(__file__).parent
 _BUILD_RECORD = PACKAGE / "_build.json"  # written by CMake beside the extension
@@ -52,43 +56,54 @@ def extension() -> ModuleType:
     return _C
 
 
-_MAGIC = {"jpeg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n"}
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """What ``torch.cat`` makes of contiguous CPU tensors of one dtype, copied by hand: torch's operators could wait for
+    threads that a fork has left behind."""
+    whole = torch.empty(sum(len(part) for part in parts), *parts[0].shape[1:], dtype=parts[0].dtype)
+    place = whole.data_ptr()
+    for part in parts:
+        ctypes.memmove(place, part.data_ptr(), part.nbytes)
+        place += part.nbytes
+    return whole
 
 
-def prepare(image: ImageSource, native: ModuleType, exif_orientation: bool) -> Any:
-    """What the extension takes: a path, bytes, or pixels H×W×3. Pillow decodes what C++ cannot.
+def prepare(image: ImageSource, exif_orientation: bool, max_pixels: int) -> Any:
+    """What the extension takes: a path, bytes, or pixels H×W×3. It decodes the first two, and asks `decode_other` where it cannot.
+
+    Bytes from a URL come with their name.
 
     Raises:
-        ImageError: Pillow, or the network, has no pixels for it.
+        ImageError: the network has no such image, or a Pillow image no pixels.
         TypeError: not an image of any kind.
     """
     if isinstance(image, Tensor) or (hasattr(image, "__array_interface__") and not is_pillow(image)):
         _check_pixels(image)
         return image.cpu() if isinstance(image, Tensor) else image
-    name = None
-    if isinstance(image, (str, os.PathLike)):
-        name = os.fspath(image)
-        if isinstance(name, str) and is_url(name):
-            image = fetch(name)
-        else:
-            with open_regular(name) as file:
-                head = file.read(8)
-            if _decodes(head, native):
-                return name
-    if isinstance(image, (bytes, bytearray, memoryview)) and _decodes(bytes(image[:8]), native):
+    if isinstance(image, (bytes, bytearray, memoryview)):
         return image
+    if isinstance(image, (str, os.PathLike)):
+        name = os.fsdecode(image)
+        return (fetch(name), name) if is_url(name) else name
+    return _pixels(load_image(image, exif_orientation=exif_orientation, max_pixels=max_pixels))
+
+
+def decode_other(
+    source: str | bytes | bytearray | memoryview, name: str | None, *, exif_orientation: bool, max_pixels: int
+) -> memoryview | None:
+    """The pixels H×W×3 of what C++ does not decode, by Pillow; None without Pillow. Called from C++'s threads.
+
+    Raises:
+        ImageError: Pillow has no pixels for it either.
+    """
     try:
-        rgb = load_image(image, exif_orientation=exif_orientation, name=name)
+        import PIL.Image  # noqa: F401
     except ImportError:
-        if is_pillow(image) or not isinstance(image, (str, os.PathLike, bytes, bytearray, memoryview)):
-            raise
-        return image if name is None or is_url(name) else name  # without Pillow, C++ says that it cannot
+        return None
+    return _pixels(load_image(source, exif_orientation=exif_orientation, name=name, max_pixels=max_pixels))
+
+
+def _pixels(rgb: Image) -> memoryview:
     return memoryview(rgb.tobytes()).cast("B", (rgb.height, rgb.width, 3))
-
-
-def _decodes(head: bytes, native: ModuleType) -> bool:
-    built = native.build_info()
-    return any(built[kind] and head.startswith(magic) for kind, magic in _MAGIC.items())
 
 
 def _check_pixels(image: Any) -> None:

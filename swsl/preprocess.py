@@ -12,12 +12,12 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .image import ImageSource, load_image, several
+from .image import MAX_PIXELS, ImageSource, load_image, several
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -97,7 +97,11 @@ class PreprocessSpec:
 
 
 def preprocess(
-    image: ImageSource, spec: PreprocessSpec | None = None, *, exif_orientation: bool = False
+    image: ImageSource,
+    spec: PreprocessSpec | None = None,
+    *,
+    exif_orientation: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Tensor:
     """One image to a float32 tensor 3×H×W, H×W being ``spec.input_size``.
 
@@ -105,7 +109,8 @@ def preprocess(
         ImageError: the image cannot be used (see `swsl.load_image`).
     """
     spec = spec or PreprocessSpec()
-    rgb = load_image(image, exif_orientation=exif_orientation)  # says what to install where Pillow is missing
+    # Says what to install where Pillow is missing.
+    rgb = load_image(image, exif_orientation=exif_orientation, max_pixels=max_pixels)
     from PIL import Image
 
     height, width = spec.resized_size(rgb.height, rgb.width)
@@ -121,7 +126,11 @@ def preprocess(
 
 
 def preprocess_batch(
-    images: Iterable[ImageSource], spec: PreprocessSpec | None = None, *, exif_orientation: bool = False
+    images: Iterable[ImageSource],
+    spec: PreprocessSpec | None = None,
+    *,
+    exif_orientation: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Tensor:
     """Images to a batch N×3×H×W, float32; N may be 0.
 
@@ -129,7 +138,8 @@ def preprocess_batch(
         ImageError: the first image that cannot be used.
     """
     spec = spec or PreprocessSpec()
-    tensors = [preprocess(image, spec, exif_orientation=exif_orientation) for image in several(images)]
+    options: dict[str, Any] = {"exif_orientation": exif_orientation, "max_pixels": max_pixels}
+    tensors = [preprocess(image, spec, **options) for image in several(images)]
     return torch.stack(tensors) if tensors else torch.empty(0, 3, *spec.input_size)
 
 

@@ -8,8 +8,6 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
-
 from .runner import LayerTime, Runner
 
 if TYPE_CHECKING:
@@ -41,12 +39,12 @@ def profile(
     Raises:
         ValueError: the module does not run on the planned engine; the message says why.
     """
-    from ._C import peak_flops  # Runner has checked that it can be loaded
+    from ._C import golden_input, peak_flops  # Runner has checked that it can be loaded
 
     runner = Runner(model, dtype=dtype, threads=threads, batch_size=batch)
     if runner.info.name != "planned":
         raise ValueError(f"{os.fspath(model)} cannot be profiled: {runner.info.reason}")
-    images = torch.zeros(batch, 3, *runner.spec.input_size)
+    images = golden_input((batch, 3, *runner.spec.input_size))
     runner.profile(images)  # warms up
     passes = [runner.profile(images) for _ in range(rounds)]
     layers = [

@@ -10,6 +10,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from types import NoneType
 from typing import Any, Literal, NamedTuple, SupportsFloat, SupportsIndex
@@ -17,10 +18,10 @@ from typing import Any, Literal, NamedTuple, SupportsFloat, SupportsIndex
 import torch
 from torch import Tensor
 
-from .export import ModelError
+from .export import ModelError, made_anew
 from .feeding import MAX_WAIT, End, Feeder, is_live
-from .image import ImageError, ImageSource, several
-from .native import PACKAGE, extension, prepare
+from .image import MAX_PIXELS, ImageError, ImageSource, UnsupportedFormat, several
+from .native import PACKAGE, decode_other, extension, joined, prepare
 from .prediction import Prediction, Result
 from .preprocess import PreprocessSpec
 
@@ -74,7 +75,9 @@ def build_info() -> dict[str, Any]:
     }
 
 
-def decode_image(source: ImageSource, *, exif_orientation: bool = False) -> Tensor:
+def decode_image(
+    source: ImageSource, *, exif_orientation: bool = False, max_pixels: int = MAX_PIXELS
+) -> Tensor:
     """The pixels of an image: a uint8 tensor height × width × 3, RGB, equal to Pillow's ``convert("RGB")``.
 
     Raises:
@@ -82,23 +85,32 @@ def decode_image(source: ImageSource, *, exif_orientation: bool = False) -> Tens
         ImportError: the compiled runner is not there.
     """
     native = extension()
-    prepared = prepare(source, native, exif_orientation)
+    options: dict[str, Any] = {"exif_orientation": exif_orientation, "max_pixels": max_pixels}
+    prepared = prepare(source, **options)
     if isinstance(prepared, Tensor):
         return prepared
-    if isinstance(prepared, memoryview) and prepared.ndim == 3:
-        return torch.frombuffer(bytearray(prepared), dtype=torch.uint8).view(*(prepared.shape or ()))
     if hasattr(prepared, "__array_interface__"):
         return torch.as_tensor(prepared)
-    decoded: Tensor = native.decode_image(prepared, exif_orientation=exif_orientation)
-    return decoded
+    if not (isinstance(prepared, memoryview) and prepared.ndim == 3):
+        try:
+            decoded: Tensor = native.decode_image(prepared, **options)
+            return decoded
+        except UnsupportedFormat:
+            encoded, name = prepared if isinstance(prepared, tuple) else (prepared, None)
+            other = decode_other(encoded, name, **options)
+            if other is None:
+                raise
+            prepared = other
+    return torch.frombuffer(bytearray(prepared), dtype=torch.uint8).view(*(prepared.shape or ()))
 
 
 class Runner:
     """A frozen module, ready to classify: decode, preprocess, forward pass and top-k, all in C++.
 
     Images are paths, URLs, the bytes of image files, Pillow images, or uint8 arrays or tensors H×W×3 (RGB). JPEG and
-    PNG are decoded in C++, other formats by Pillow; the pixels are the same. Any number of threads may call one runner.
-    After a fork the child has to make its own.
+    PNG are decoded in C++, what C++ does not know by Pillow; the pixels are the same. Any number of threads may call one
+    runner. After a fork the child has to make its own, which always works. A runner pickles as its path and options, and is
+    made anew where it arrives; a file that holds another model by then is a ModelError.
 
     Args:
         model: the ``.pt`` that `swsl export` wrote.
@@ -107,8 +119,11 @@ class Runner:
             measured once for a machine and model, and bfloat16 only if its logits are within the tolerance. On a GPU
             also "tf32": float32 whose products are of numbers rounded to 10 bits of mantissa, in float16's tolerance;
             "float32" never does that. Logits are always float32.
-        threads: that compute the forward pass on a CPU, and that decode and preprocess the images of a batch before it;
-            0: as many as this process may use cores, by its affinity and its cgroup's CPU quota.
+        cores: that forward pass and image decoding share; all threads of this runner together never keep more busy. 0: as
+            many as this process may use, by its affinity, its cgroup's CPU quota and ``OMP_NUM_THREADS``, the smallest of
+            them.
+        threads: that compute the forward pass on a CPU, and that decode and preprocess the images of a batch before it, at
+            most ``cores``; 0: as many as ``cores``.
         batch_size: how many images one forward pass takes at most; 0: 16 on a CPU, 64 on a GPU.
         exif_orientation: turn images as their EXIF tag says. Off by default, as in timm and torchvision.
         dct_scaling: inexact. JPEGs of at least four times the size that they are resized to are shrunk inside the decoder,
@@ -116,6 +131,7 @@ class Runner:
         nvjpeg: inexact, CUDA only. The GPU decodes JPEGs of the usual kind (baseline, YCbCr, not turned by
             ``exif_orientation``), and its pixels differ from libjpeg's; the CPU decodes all other images, and those that
             nvJPEG refuses. Not together with ``dct_scaling``.
+        max_pixels: of an image at most; one of more is refused. What Pillow decodes has to pass Pillow's own check too.
 
     Raises:
         ImportError: the compiled runner is not there; the message says why and what to do.
@@ -130,30 +146,44 @@ class Runner:
         *,
         device: str = "cpu",
         dtype: str = "float32",
+        cores: int = 0,
         threads: int = 0,
         batch_size: int = 0,
         exif_orientation: bool = False,
         dct_scaling: bool = False,
         nvjpeg: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self._module = extension()
         _check_types("a path", (str, os.PathLike), model=model)
         _check_types("a string", str, device=device, dtype=dtype)
-        _check_types("a whole number", SupportsIndex, threads=threads, batch_size=batch_size)
+        _check_types(
+            "a whole number",
+            SupportsIndex,
+            cores=cores,
+            threads=threads,
+            batch_size=batch_size,
+            max_pixels=max_pixels,
+        )
         _check_types(
             "True or False", bool, exif_orientation=exif_orientation, dct_scaling=dct_scaling, nvjpeg=nvjpeg
         )
+        self._options: dict[str, Any] = {
+            "device": device,
+            "dtype": dtype,
+            "cores": cores,
+            "threads": threads,
+            "batch_size": batch_size,
+            "exif_orientation": exif_orientation,
+            "dct_scaling": dct_scaling,
+            "nvjpeg": nvjpeg,
+            "max_pixels": max_pixels,
+        }
+        self._path = os.path.abspath(os.fspath(model))
+        self._decoding: dict[str, Any] = {"exif_orientation": exif_orientation, "max_pixels": max_pixels}
         self._runner = self._module.Runner(
-            os.fspath(model),
-            device=device,
-            dtype=dtype,
-            threads=threads,
-            batch_size=batch_size,
-            exif_orientation=exif_orientation,
-            dct_scaling=dct_scaling,
-            nvjpeg=nvjpeg,
+            os.fspath(model), **self._options, decode_other=partial(decode_other, **self._decoding)
         )
-        self._exif_orientation = exif_orientation
         self.info = EngineInfo(**self._runner.info())
         self.batch_size = self.info.batch_size
         self.device = torch.device(self.info.device)
@@ -161,6 +191,9 @@ class Runner:
         self.labels: tuple[str, ...] = tuple(self.metadata["labels"])
         self.spec = PreprocessSpec(**self.metadata["preprocess"])
         self.fingerprint: str = self.metadata["fingerprint"]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return made_anew, (type(self), self._path, self._options, self.fingerprint)
 
     def __repr__(self) -> str:
         return f"compiled runner ({self.info.name}, {self.info.dtype}) on {self.info.device}"
@@ -200,23 +233,25 @@ class Runner:
     ) -> Generator[Result, None, None]:
         """A result for each source, in their order, while the next ones are read, decoded and preprocessed.
 
-        A result comes when it is computed, also from a live source such as a camera or a pipe: a batch that is not full goes
-        once no source has come for ``max_wait``. An unusable image becomes a result with an error. Memory stays bounded however many sources there are: they are
-        taken three batches ahead of the results, no further. Closing the iterator stops its threads.
+        A result comes when it is computed, also from a live source such as a camera or a pipe: a batch that is not full
+        goes once no source has come for ``max_wait``. An unusable image becomes a result with an error. Memory stays
+        bounded however many sources there are: they are taken three batches ahead of the results, no further. Closing the
+        iterator stops its threads.
 
         Args:
             sources: images; an endless generator is fine. Bytes, arrays and tensors must not be changed before their
                 result is there.
             batch_size: images in one forward pass; 0: the runner's.
-            workers: threads that read, decode and preprocess; 0: as many as this process may use cores. They and the
+            workers: threads that read, decode and preprocess; 0: as many as the runner has cores. They and the
                 forward pass share the cores and never keep more threads busy than there are, so more workers only help
                 where reading files is slow.
             top_k: classes for each image, where predictions are asked for.
             output: "predictions"; or "embedding" (2048) or "logits" (classes) as each result's ``row``, float32.
-            max_wait: seconds. The sources' iterator then runs on a thread of its own; what it raises is raised here, after
-                the results before it. After closing the stream, that thread ends when the iterator's next source comes.
-                None, and for a list or another sequence always: on the caller's thread, and in full batches until the
-                last, so that the last digits of a result do not depend on timing.
+            max_wait: in seconds. The iterator of the sources runs on a thread of its own; what it raises is raised here,
+                after the results before it. Where it is waiting when the stream is closed, its thread ends as soon as the
+                next source comes, which is dropped. With None, and for a list or another sequence always, sources are
+                taken on the caller's thread and every batch but the last is full, so that the last digits of a result do
+                not depend on timing.
 
         Raises:
             ValueError: an option out of bounds.
@@ -320,18 +355,18 @@ class Runner:
         parts = []
         iterator = iter(several(images))
         while chunk := list(islice(iterator, self.batch_size)):
-            rows, errors = method([prepare(image, self._module, self._exif_orientation) for image in chunk])
+            rows, errors = method([prepare(image, **self._decoding) for image in chunk])
             for error in filter(None, errors):
                 raise ImageError(error)
             parts.append(rows)
         if not parts:
             rows, _ = method([])
             parts.append(rows)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return parts[0] if len(parts) == 1 else joined(parts)
 
     def _try_prepare(self, source: ImageSource) -> Any:
         try:
-            return prepare(source, self._module, self._exif_orientation)
+            return prepare(source, **self._decoding)
         except (ImageError, TypeError) as error:
             return error
 

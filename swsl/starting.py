@@ -13,8 +13,9 @@ from .checkpoint import find_checkpoint, variant_of
 from .preprocess import PreprocessSpec
 from .recipe import TrainOptions
 from .resnext import ResNeXt
+from .state_dicts import read_state_dict
 from .variants import WEIGHTS_LICENSE, create_model, find_variant
-from .weights import load_into, locate, read_state_dict
+from .weights import load_into, locate
 
 
 def starting_model(options: TrainOptions, classes: int) -> tuple[ResNeXt, PreprocessSpec, str | None]:

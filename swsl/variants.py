@@ -13,6 +13,7 @@ from typing import NamedTuple
 from . import weights as _weights
 from .preprocess import PreprocessSpec
 from .resnext import ResNeXt
+from .state_dicts import read_state_dict
 
 WEIGHTS_LICENSE = "CC-BY-NC-4.0"
 PAPER = "https://arxiv.org/abs/1905.00546"
@@ -134,7 +135,8 @@ def create_model(
         name: one of `VARIANTS`.
         pretrained: load the published weights, from torch.hub's cache or by download; False leaves a fresh
             initialisation. Ignored where ``weights`` is given.
-        weights: a path or URL to load instead: .pth, .pt or .safetensors, of this variant.
+        weights: a path or URL to load instead: .pth, .pt or .safetensors, of this variant; a state dict, or what a training
+            program saved it in (a warning then says what was taken).
         num_classes: rows of the classifier. Other than 1000, everything but the classifier is loaded and the classifier
             is freshly initialised (unless the file's has this very size); 0 builds none and the model returns
             pooled features N×2048.
@@ -152,7 +154,7 @@ def create_model(
     model.variant = variant
     if pretrained or weights is not None:
         path = find_weights(variant, weights, progress=progress)
-        state = _weights.read_state_dict(path)
+        state = read_state_dict(path)
         _refuse_other_variant(state, variant, path)
         _weights.load_into(model, state, path)
     return model
@@ -210,7 +212,7 @@ Output: logits N×num_classes.
 
 Args:
     pretrained (bool): load the published weights ({variant.file_size / 1e6:.0f} MB, downloaded once, hash checked).
-    weights (path or URL): load these instead (.pth, .pt or .safetensors).
+    weights (path or URL): load these instead: a state dict, or a training program's checkpoint of one.
     num_classes (int): other than 1000, the classifier is freshly initialised; 0 gives pooled features N×2048.
     progress (bool): show a bar while downloading.
 """

@@ -1,12 +1,13 @@
-"""Where a state dict comes from, how it is checked, and what a mismatch says."""
+"""Where a file of weights comes from, how it is checked, and what a mismatch with the model says."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
-import pickle
 import re
 import tempfile
 import warnings
@@ -62,47 +63,74 @@ def download(url: str, *, sha256_prefix: str = "", progress: bool = True) -> Pat
 
     A file that was there before (from torch.hub, say) is hashed once and the result is recorded beside it.
 
+    One with the wrong hash is renamed to ``<name>.bad-<its hash>`` and kept until a good one is there.
+
     Args:
         url: http or https.
         sha256_prefix: hex digits with which the file's SHA-256 must begin; "" checks nothing.
         progress: show a bar on a terminal.
 
     Raises:
-        WeightsError: no network, an HTTP error, a download cut short, or the wrong hash; no bad file is kept.
+        WeightsError: no network, an HTTP error, a download cut short, the wrong hash (no bad download is kept), or a cache
+            that cannot be written to.
     """
     path = cache_path(url)
     if not url.split("?")[0].rsplit("/", 1)[-1]:
         raise WeightsError(f"weights: {url}: expected a URL that ends in the name of a file")
-    if path.is_file() and _is_checked(path, url, sha256_prefix):
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own for each process: two may download at once, and the last rename wins with an equal file.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".", suffix=".partial")
+    try:
+        if path.is_file() and _is_checked(path, url, sha256_prefix):
+            return path
+    except FileNotFoundError:
+        pass  # another process has set it aside
+    advice = "Give the path of a file had by other means as weights="
+    if sha256_prefix:  # without one, nothing would tell a file put there from any other of its name
+        advice = f"Put the file at {path} by other means, or give its path as weights="
+    if kept := _kept_aside(path):
+        advice += f". What was there, with the wrong hash, is kept: {', '.join(map(str, kept))}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A name of its own for each process: two may download at once, and the last rename wins with an equal file.
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".", suffix=".partial")
+    except OSError as error:
+        raise WeightsError(
+            f"weights: {path.parent}: cannot be written to ({error.strerror}); set $TORCH_HOME to another folder. {advice}"
+        ) from error
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
-            digest = _fetch(url, file, path, progress)
+            digest = _fetch(url, file, path, progress, advice)
         if not digest.startswith(sha256_prefix):
             raise WeightsError(
                 f"weights: {url}: SHA-256 is {digest[:16]}…, expected {sha256_prefix}…; the file was not kept. "
-                "Try again; if it happens twice, the server's file has changed"
+                f"Try again; if it happens twice, the server's file has changed. {advice}"
             )
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes it private, but caches are shared
         os.replace(temporary, path)
         _record(path, url, digest)
+        if sha256_prefix:
+            _remove_kept(path)
     finally:
         temporary.unlink(missing_ok=True)
     return path
 
 
-def _fetch(url: str, file: Any, path: Path, progress: bool) -> str:
+def _kept_aside(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(glob.escape(path.name) + ".bad-*"))
+
+
+def _remove_kept(path: Path) -> None:
+    for bad in _kept_aside(path):
+        with contextlib.suppress(OSError):
+            bad.unlink()
+
+
+def _fetch(url: str, file: Any, path: Path, progress: bool, advice: str) -> str:
     import http.client
     import urllib.error
     import urllib.request
 
-    advice = f"Put the file at {path} by other means, or give its path as weights="
     digest = hashlib.sha256()
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "swsl"})
@@ -121,7 +149,7 @@ def _fetch(url: str, file: Any, path: Path, progress: bool) -> str:
         raise WeightsError(f"weights: {url}: the download was cut short. Try again. {advice}") from error
     except OSError as error:  # URLError, timeouts and resets are all OSErrors, and so is a full disk
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise WeightsError(f"weights: {path}: no space left for the download") from error
+            raise WeightsError(f"weights: {path}: no space left for the download. {advice}") from error
         reason = getattr(error, "reason", error)
         raise WeightsError(f"weights: {url} cannot be reached ({reason}). {advice}") from error
     if length and bar.done != length:
@@ -159,15 +187,25 @@ def _is_checked(path: Path, url: str, sha256_prefix: str) -> bool:
         return current and recorded_url == url
     if not current:
         digest = file_sha256(path)
-        if digest.startswith(sha256_prefix):
-            _record(path, url, digest)
     if digest.startswith(sha256_prefix):
+        if not current:
+            _record(path, url, digest)
+            _remove_kept(path)
         return True
-    warnings.warn(
-        f"{path}: SHA-256 is {digest[:16]}…, expected {sha256_prefix}…; removed, downloading it again",
-        stacklevel=4,
-    )
-    path.unlink(missing_ok=True)
+    aside = path.with_name(f"{path.name}.bad-{digest[:16]}")  # so never in the place of another bad file
+    found = f"{path}: SHA-256 is {digest[:16]}…, expected {sha256_prefix}…"
+    if not os.path.samestat(path.stat(), status):  # another process has put a file there meanwhile
+        return _is_checked(path, url, sha256_prefix)
+    try:
+        os.replace(path, aside)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise WeightsError(
+            f"weights: {found}, and it cannot be renamed to make room for a good one ({error.strerror}). Set $TORCH_HOME to "
+            "a folder that can be written to, or give a path as weights="
+        ) from error
+    warnings.warn(f"{found}; kept as {aside} until a good one is there; downloading it again", stacklevel=4)
     return False
 
 
@@ -178,100 +216,6 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
-    """Read tensors from a ``.pth``/``.pt`` (legacy or zip) or ``.safetensors`` file, told apart by their first bytes.
-
-    ``{"state_dict": …}`` and ``{"model": …}`` wrappers and ``module.`` prefixes are unwrapped. No code in the file is run.
-
-    Raises:
-        WeightsError: truncated, in another format, no state dict, or wanting to run code.
-    """
-    path = Path(path)
-    with open(path, "rb") as file:
-        head = file.read(9)
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
-        content = _read_safetensors(path)
-    else:
-        content = read_pickled(path, head)
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not content or not all(isinstance(key, str) for key in content):
-        raise WeightsError(
-            f"weights: {path}: expected a state dict (names to tensors), found {_describe(content)}"
-        )
-    strangers = [key for key, value in content.items() if not isinstance(value, Tensor)]
-    if strangers:
-        raise WeightsError(
-            f"weights: {path}: expected a state dict (names to tensors), found {_describe(content[strangers[0]])} "
-            f"under {strangers[0]!r}"
-        )
-    if all(key.startswith("module.") for key in content):
-        content = {key.removeprefix("module."): value for key, value in content.items()}
-    return dict(content)
-
-
-def _describe(content: Any) -> str:
-    return "an empty dict" if content == {} else f"a {type(content).__name__}"
-
-
-def _read_safetensors(path: Path) -> Any:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise WeightsError(
-            f"weights: {path}: reading this format needs safetensors: pip install safetensors"
-        ) from error
-    try:
-        return load_file(path, device="cpu")
-    except SafetensorError as error:
-        raise WeightsError(
-            f"weights: {path}: truncated or damaged ({error}); copy or download it again"
-        ) from error
-
-
-def read_pickled(path: Path, head: bytes) -> Any:
-    """The content of a file that ``torch.save`` wrote and that begins with ``head``; no code in it is run.
-
-    Raises:
-        WeightsError: truncated, in another format, or wanting to run code.
-    """
-    damaged = f"weights: {path}: truncated or damaged; copy or download it again"
-    if head[:4] != b"PK\x03\x04" and head[:1] != b"\x80":
-        found = "an empty file" if not head else f"bytes {head[:4]!r}"
-        raise WeightsError(f"weights: {path}: expected a .pth, .pt or .safetensors file, found {found}")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*torch.load.*dispatching to 'torch.jit.load'")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "truncated" in str(error):
-            raise WeightsError(damaged) from error
-        culprit = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
-        raise WeightsError(
-            f"weights: {path}: refused, since loading it would run code{f' ({culprit[1]})' if culprit else ''}. "
-            "Expected tensors only: in the program that wrote it, save model.state_dict()"
-        ) from error
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        IndexError,
-        TypeError,
-        AttributeError,
-    ) as error:
-        if "TorchScript" in str(error):
-            raise WeightsError(
-                f"weights: {path}: is a TorchScript module, expected a state dict; a frozen module runs with --runner"
-            ) from error
-        raise WeightsError(
-            f"{damaged} ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-        ) from error
 
 
 def load_into(model: ResNeXt, state: StateDict, source: str | os.PathLike[str]) -> None:
@@ -299,30 +243,33 @@ def load_into(model: ResNeXt, state: StateDict, source: str | os.PathLike[str]) 
     misfits = [key for key in expected if key in state and state[key].shape != expected[key].shape]
     problems = []
     if missing:
-        problems.append(f"{len(missing)} missing ({_first(missing)})")
+        problems.append(f"{len(missing)} missing ({first_few(missing)})")
     if unexpected:
-        problems.append(f"{len(unexpected)} unexpected ({_first(unexpected)})")
+        problems.append(f"{len(unexpected)} unexpected ({first_few(unexpected)})")
     if misfits:
         shapes = [
             f"{key} {tuple(state[key].shape)}, expected {tuple(expected[key].shape)}" for key in misfits
         ]
-        problems.append(f"{len(misfits)} of another shape ({_first(shapes)})")
+        problems.append(f"{len(misfits)} of another shape ({first_few(shapes)})")
     if problems:
         advice = ""
         if "fc.weight" in misfits:
             advice = f"; for this file's classifier say num_classes={state['fc.weight'].shape[0]}"
+        elif missing == ["fc.weight", "fc.bias"]:
+            advice = "; the file has no classifier: say num_classes=0 for a model without one"
         raise WeightsError(f"weights: {source} does not fit the model: {'; '.join(problems)}{advice}")
     broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise WeightsError(
-            f"weights: {source}: {len(broken)} tensors hold NaN or infinity ({_first(broken)}); "
+            f"weights: {source}: {len(broken)} tensors hold NaN or infinity ({first_few(broken)}); "
             "the file is damaged or from a diverged run"
         )
     # A plain dict has no version metadata, so BatchNorm accepts that num_batches_tracked is not there.
     model.load_state_dict(state, strict=True)
 
 
-def _first(items: list[str]) -> str:
+def first_few(items: list[str]) -> str:
+    """A list as messages give it."""
     return ", ".join(items[:3]) + (", …" if len(items) > 3 else "")
 
 

@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,6 +25,7 @@ from swsl._torchvision import import_torchvision
 from swsl.data import Augmentation
 from swsl.recipe import Architecture, TrainOptions
 from swsl.runner import Runner, build_info
+from swsl.state_dicts import read_state_dict
 
 with contextlib.suppress(ImportError):  # a machine for `pytest -m cuda` need not have it
     import_torchvision()  # or, beside a CPU build of torch, its import would fail, and timm's with it
@@ -89,6 +92,38 @@ def save_published_layout(model: torch.nn.Module, path: Path) -> Path:
     return path
 
 
+def rewrite_archive(path: Path, change: Callable[[str, bytes], bytes], target: Path | None = None) -> Path:
+    """The same zip archive, of the entries that ``change`` makes of their names and bytes; in its own place by default."""
+    with zipfile.ZipFile(path) as archive:
+        contents = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(target or path, "w") as archive:
+        for name, data in contents.items():
+            archive.writestr(name, change(name, data))
+    return target or path
+
+
+def small_model(num_classes: int = 5) -> swsl.ResNeXt:
+    return swsl.ResNeXt((1, 1, 1, 1), 4, 4, num_classes)
+
+
+def file_of(content: object, tmp_path: Path, **options: object) -> Path:
+    path = tmp_path / "w.pth"
+    torch.save(content, path, **options)
+    return path
+
+
+def read_and_listen(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """What was read, and what was said of it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = read_state_dict(path)
+    return found, [str(each.message).removeprefix(f"weights: {path}: ") for each in caught]
+
+
+def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
 def cuda_marks() -> list[pytest.MarkDecorator]:
     """Of tests that need a GPU. Where there is none they are skipped, or with SWSL_REQUIRE_CUDA=1 an error."""
     built = build_info()
@@ -104,6 +139,11 @@ def cuda_marks() -> list[pytest.MarkDecorator]:
     if missing and os.environ.get("SWSL_REQUIRE_CUDA") == "1":
         raise RuntimeError(f"SWSL_REQUIRE_CUDA=1, but {missing}")
     return [pytest.mark.cuda, *([pytest.mark.skip(missing)] if missing else [])]
+
+
+@pytest.fixture
+def state() -> dict[str, torch.Tensor]:
+    return dict(small_model().state_dict())
 
 
 @pytest.fixture(scope="session")

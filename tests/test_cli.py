@@ -181,6 +181,13 @@ def test_device_and_dtype_reach_the_runner(
         assert "--dtype: needs the compiled runner" in capsys.readouterr().err
 
 
+def test_max_pixels_reach_the_runner(folder: Path, engine: list[str], capsys: pytest.CaptureFixture) -> None:
+    photograph = str(folder / "a.jpg")
+    assert cli.main(["classify", photograph, *engine, "--max-pixels", "99"]) == 1
+    assert f"{photograph}: " in (error := capsys.readouterr().err)
+    assert "expected at least 1 and at most 99; raise max_pixels if you trust it" in error
+
+
 def test_an_output_that_cannot_be_written(
     folder: Path, engine: list[str], capsys: pytest.CaptureFixture
 ) -> None:

@@ -11,7 +11,8 @@ import torch
 from conftest import NAMES, cuda_marks, seeded_model
 
 import swsl
-from swsl.export import TOLERANCES, export_model, golden_input, relative_error
+from swsl.export import export_model
+from swsl.golden import TOLERANCES, golden_input, output_error, relative_error
 from swsl.runner import Runner
 
 DTYPES = ("float32", "tf32", "float16", "bfloat16")
@@ -58,16 +59,16 @@ def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     path = tmp_path_factory.mktemp("variant") / "model.pt"
     export_model(model, path)
     batch = torch.cat([golden_input((1, 3, 224, 224)), torch.randn(4, 3, 224, 224)])
-    return path, batch, reference(model, batch)
+    return path, batch, model
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_logits_are_eagers(variant, dtype: str) -> None:
-    path, batch, expected = variant
+    path, batch, model = variant
     runner = Runner(path, device="cuda", dtype=dtype, batch_size=8)
     assert (runner.info.name, runner.info.dtype) == ("cuda", dtype), runner.info.reason
     for place in (batch, batch.cuda(), batch.cuda().to(memory_format=torch.channels_last)):
-        assert relative_error(runner.forward(place).cpu(), expected) <= tolerance(dtype)
+        assert output_error(model, batch, logits=runner.forward(place).cpu()) <= tolerance(dtype)
 
 
 def test_it_says_how_it_computes(half: Runner) -> None:
@@ -81,12 +82,12 @@ def test_it_says_how_it_computes(half: Runner) -> None:
 
 
 def test_features_and_predictions(half: Runner, model50: swsl.ResNeXt, photo: Path) -> None:
-    batch = swsl.preprocess_batch([photo, noise(300, 400)])
-    with torch.inference_mode():
-        features = model50.forward_head(model50.forward_features(batch), pre_logits=True)
-    assert relative_error(half.embed([photo, noise(300, 400)]), features) <= TOLERANCES["float16"]
+    images = [photo, noise(300, 400)]
+    batch = swsl.preprocess_batch(images)
+    error = output_error(model50, batch, logits=half.logits(images), features=half.embed(images))
+    assert error <= TOLERANCES["float16"]
     logits = half.logits([photo] * 37)
-    assert relative_error(logits, reference(model50, batch)[:1].expand(37, -1)) <= TOLERANCES["float16"]
+    assert output_error(model50, batch[:1].expand(37, -1, -1, -1), logits=logits) <= TOLERANCES["float16"]
     streamed = list(half.stream([photo, b"no image", photo] * 20, top_k=3))
     assert [bool(result.error) for result in streamed] == [False, True, False] * 20
     assert {p.index for r in streamed if not r.error for p in r.predictions[:1]} == {int(logits[0].argmax())}

@@ -14,7 +14,7 @@ from conftest import cuda_marks
 from PIL import Image
 
 import swsl
-from swsl.export import TOLERANCES, relative_error
+from swsl.golden import TOLERANCES, relative_error
 from swsl.prediction import Result
 from swsl.runner import Runner, build_info
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 from pathlib import Path
 
@@ -10,11 +11,14 @@ import pytest
 import timm
 import torch
 from conftest import Server
+from image_files import jpeg_of_scans, segment
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torchvision import transforms
 
 import swsl
+from swsl.eager import EagerRunner
+from swsl.image import load_image
 from swsl.preprocess import PreprocessSpec, preprocess, preprocess_batch
 
 SIZES = [  # width, height
@@ -155,7 +159,7 @@ def test_unusable_images_are_named(tmp_path: Path, server: Server) -> None:
         (tmp_path, "is a directory; expected an image file"),
         (tmp_path / "cut.jpg", "cut.jpg: .*truncated"),
         (tmp_path / "text.jpg", "text.jpg: not an image in a format that Pillow reads"),
-        (tmp_path / "empty.jpg", "empty.jpg: not an image"),
+        (tmp_path / "empty.jpg", "empty.jpg: is empty; expected an image file"),
         (b"abc", "image bytes: not an image"),
         (torch.zeros(3, 4, 4), r"expected uint8 height × width × 3, got torch.float32 \(3, 4, 4\)"),
         (torch.zeros(0, 4, 3, dtype=torch.uint8), "expected uint8 height × width × 3, got"),
@@ -165,7 +169,7 @@ def test_unusable_images_are_named(tmp_path: Path, server: Server) -> None:
             preprocess(source)
     with pytest.raises(TypeError, match="expected a path, a URL, bytes, a Pillow image .*got int"):
         preprocess(3)
-    with pytest.raises(swsl.ImageError, match="the Pillow image: 0×4 pixels, expected at least one"):
+    with pytest.raises(swsl.ImageError, match="the Pillow image: 4 × 0 pixels .*; expected at least 1"):
         preprocess(Image.new("RGB", (0, 4)))
 
 
@@ -184,18 +188,37 @@ def test_no_permission_is_said(photo: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def refuse(*_: object) -> None:  # chmod would not keep root from reading
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Image, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(swsl.ImageError, match="chelsea.jpg: cannot be opened: Permission denied"):
         preprocess(photo)
 
 
-@pytest.mark.parametrize("times_the_limit", [1.1, 2.5])
-def test_decompression_bombs_are_refused(times_the_limit: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("error")
+def test_images_of_too_many_pixels_are_refused(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.BytesIO()
-    Image.new("L", (100, 100)).save(file, "PNG")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(10_000 / times_the_limit))
-    with pytest.raises(swsl.ImageError, match="image bytes: .*(over the limit|exceeds limit)"):
+    Image.new("L", (310, 300)).save(file, "PNG")
+    message = "image bytes: 300 × 310 pixels .*at most 92999; raise max_pixels if you trust it"
+    with pytest.raises(swsl.ImageError, match=message):
+        preprocess(file.getvalue(), max_pixels=92999)
+    with pytest.raises(swsl.ImageError, match="at most 92999"):
+        EagerRunner(
+            swsl.ResNeXt((1, 1, 1, 1), groups=1, width_per_group=1), device="cpu", max_pixels=92999
+        ).preprocess([file.getvalue()])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 80000)  # Pillow would warn
+    assert preprocess(file.getvalue(), max_pixels=93000).shape == (3, 224, 224)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40000)
+    with pytest.raises(swsl.ImageError, match=r"raise PIL\.Image\.MAX_IMAGE_PIXELS and max_pixels"):
         preprocess(file.getvalue())
+
+
+def test_jpegs_of_hundreds_of_scans_are_refused() -> None:
+    thumbnail = segment(0xE1, b"".join(b"\xff\xda" for _ in range(200)))  # no scans of the image's own
+    most = jpeg_of_scans(100)
+    assert load_image(most[:2] + thumbnail + most[2:]).size == (48, 32)
+    assert load_image(most + jpeg_of_scans(100)).size == (48, 32)  # as phones append images
+    for source in (jpeg_of_scans(101), Image.open(io.BytesIO(jpeg_of_scans(101)))):
+        with pytest.raises(swsl.ImageError, match="a JPEG of more than 100 scans, .*expected at most 100"):
+            load_image(source)
 
 
 def test_specs_travel_as_json() -> None:

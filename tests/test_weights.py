@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import pickle
-import re
 import subprocess
 import sys
+import tempfile
 import threading
 import types
 from collections import OrderedDict
@@ -16,8 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import NAMES, Server, save_published_layout, seeded_model, subprocess_environment
-from safetensors.torch import save_file
+from conftest import NAMES, Server, save_published_layout, seeded_model, small_model, subprocess_environment
 
 import swsl
 from swsl import variants, weights
@@ -28,10 +28,6 @@ NAME = "swsl_resnext50_32x4d"
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def small_model(num_classes: int = 5) -> ResNeXt:
-    return ResNeXt((1, 1, 1, 1), 4, 4, num_classes)
 
 
 def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -128,15 +124,125 @@ def test_a_file_cached_by_others_is_checked_once(
     assert server.requests == []
 
 
-def test_a_wrong_cached_file_is_replaced_and_said(server: Server) -> None:
-    url, data = f"{server.url}/w.pth", b"right" * 100
-    server.files["/w.pth"] = data
-    path = weights.cache_path(url)
+GOOD = b"right" * 100
+
+
+@pytest.fixture
+def wrong(server: Server) -> Path:
+    """A cached file with the wrong hash; the server has the good one."""
+    server.files["/w.pth"] = GOOD
+    path = weights.cache_path(f"{server.url}/w.pth")
     path.parent.mkdir(parents=True)
     path.write_bytes(b"wrong")
-    with pytest.warns(UserWarning, match="expected .*; removed, downloading it again"):
-        weights.download(url, sha256_prefix=sha256(data)[:8])
-    assert path.read_bytes() == data
+    return path
+
+
+def download_good(server: Server) -> Path:
+    return weights.download(f"{server.url}/w.pth", sha256_prefix=sha256(GOOD)[:8])
+
+
+def test_a_wrong_cached_file_is_kept_until_a_good_one_is_there(server: Server, wrong: Path) -> None:
+    aside = wrong.with_name(f"w.pth.bad-{sha256(b'wrong')[:16]}")
+    there: list[bytes] = []
+    server.before_sending = lambda: there.append(aside.read_bytes())
+    with pytest.warns(
+        UserWarning, match=rf"expected .*; kept as {aside} until a good one .*downloading it again"
+    ):
+        download_good(server)
+    assert there == [b"wrong"]
+    assert wrong.read_bytes() == GOOD
+    assert sorted(wrong.parent.iterdir()) == [wrong, wrong.with_name("w.pth.checked.json")]
+
+
+@pytest.mark.filterwarnings("ignore:.*kept as")
+def test_without_a_network_a_wrong_cached_file_stays_and_its_place_is_said(
+    server: Server, wrong: Path
+) -> None:
+    server.stop()
+    aside = wrong.with_name(f"w.pth.bad-{sha256(b'wrong')[:16]}")
+    for _ in range(2):  # the second time nothing has to be renamed
+        with pytest.raises(
+            swsl.WeightsError, match=rf"cannot be reached .*weights=.*with the wrong hash, .*{aside}"
+        ):
+            download_good(server)
+        assert list(wrong.parent.iterdir()) == [aside]
+    assert aside.read_bytes() == b"wrong"
+    assert weights.locate(aside) == aside
+    wrong.write_bytes(b"wrong too")  # another bad file, which must not take the first one's place
+    with pytest.raises(swsl.WeightsError, match="cannot be reached") as caught:
+        download_good(server)
+    assert sorted(path.read_bytes() for path in wrong.parent.iterdir()) == [b"wrong", b"wrong too"]
+    assert all(str(path) in str(caught.value) for path in wrong.parent.iterdir())
+    wrong.write_bytes(GOOD)  # by other means, as the message says
+    assert download_good(server) == wrong
+    assert not list(wrong.parent.glob("*.bad-*"))
+
+
+@pytest.mark.filterwarnings("ignore:.*kept as")
+@pytest.mark.parametrize("fault", ["404", "cut short", "wrong again"])
+def test_a_failed_download_leaves_a_wrong_cached_file(fault: str, server: Server, wrong: Path) -> None:
+    if fault == "404":
+        del server.files["/w.pth"]
+    elif fault == "cut short":
+        server.cut_short.add("/w.pth")
+    else:
+        server.files["/w.pth"] = b"something else"
+    with pytest.raises(swsl.WeightsError, match=r"with the wrong hash, is kept: .*w.pth.bad-"):
+        download_good(server)
+    assert [path.read_bytes() for path in wrong.parent.iterdir()] == [b"wrong"]
+
+
+@pytest.mark.filterwarnings("ignore:.*kept as")
+def test_an_interrupted_download_leaves_a_wrong_cached_file(
+    server: Server, wrong: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(weights, "_fetch", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        download_good(server)
+    assert [path.read_bytes() for path in wrong.parent.iterdir()] == [b"wrong"]
+
+
+def test_a_cache_that_cannot_be_written_to(
+    server: Server, wrong: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:  # root, as which tests may run, is refused nothing
+        patched.setattr(os, "replace", refuse)
+        with pytest.raises(
+            swsl.WeightsError,
+            match=rf"{wrong}: SHA-256 .*cannot be renamed .*Permission denied.*\$TORCH_HOME",
+        ):
+            download_good(server)
+    assert wrong.read_bytes() == b"wrong"
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    with pytest.raises(
+        swsl.WeightsError, match=r"cannot be written to \(Permission denied\); set \$TORCH_HOME"
+    ):
+        weights.download(f"{server.url}/other.pth")
+
+
+@pytest.mark.parametrize("meanwhile", ["a good file", "set aside"])
+def test_another_process_mends_the_cache_while_this_one_hashes(
+    meanwhile: str, server: Server, wrong: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file_sha256 = weights.file_sha256
+
+    def slow(path: Path) -> str:
+        monkeypatch.setattr(weights, "file_sha256", file_sha256)
+        digest = file_sha256(path)
+        os.replace(path, path.with_name("w.pth.bad-x"))
+        if meanwhile == "a good file":
+            wrong.write_bytes(GOOD)
+        return digest
+
+    monkeypatch.setattr(weights, "file_sha256", slow)
+    assert download_good(server).read_bytes() == GOOD
+    assert len(server.requests) == (meanwhile == "set aside")
 
 
 def test_wrong_hash_is_not_kept(server: Server, torch_home: Path) -> None:
@@ -156,17 +262,23 @@ def test_a_download_cut_short_is_not_kept(server: Server, torch_home: Path) -> N
 
 def test_http_errors_name_the_code_and_the_place(server: Server) -> None:
     with pytest.raises(
-        swsl.WeightsError, match=r"answered 404 .*Put the file at .*checkpoints/nothing.pth .*weights="
+        swsl.WeightsError, match=r"answered 404 .*Put the file at .*checkpoints/w-00000000.pth .*weights="
     ):
-        weights.download(f"{server.url}/nothing.pth")
+        weights.locate(f"{server.url}/w-00000000.pth")
 
 
 def test_no_network_says_where_the_file_would_be(server: Server) -> None:
     server.stop()
     with pytest.raises(
-        swsl.WeightsError, match=r"cannot be reached .*Put the file at .*checkpoints/w.pth .*weights="
+        swsl.WeightsError,
+        match=r"cannot be reached .*Put the file at .*checkpoints/w-00000000.pth .*weights=",
     ):
-        weights.download(f"{server.url}/w.pth")
+        weights.locate(f"{server.url}/w-00000000.pth")
+    # Nothing tells one w.pth from another, so a file put into the cache would not be used.
+    with pytest.raises(
+        swsl.WeightsError, match=r"cannot be reached \(.*\)\. Give the path of a file .*weights=$"
+    ):
+        weights.locate(f"{server.url}/w.pth")
 
 
 def test_two_processes_download_at_once(server: Server, torch_home: Path) -> None:
@@ -200,102 +312,7 @@ def test_urls_of_the_same_name_are_not_mixed_up(server: Server) -> None:
     assert weights.locate(f"{server.url}/b/w.pth").read_bytes() == b"b"
 
 
-# reading
-
-
-@pytest.fixture
-def state() -> dict[str, torch.Tensor]:
-    return dict(small_model().state_dict())
-
-
-@pytest.mark.parametrize(
-    ("wrap", "layout"),
-    [
-        (wrap, layout)
-        for wrap in ("plain", "state_dict", "model", "module.", "both")
-        for layout in ("zip", "legacy")
-    ]
-    + [
-        ("plain", "safetensors"),
-        ("module.", "safetensors"),
-    ],  # a safetensors file is flat: it has no wrappers
-)
-def test_every_container_reads_the_same(wrap: str, layout: str, state: dict, tmp_path: Path) -> None:
-    content: dict = {f"module.{k}": v for k, v in state.items()} if wrap in ("module.", "both") else state
-    if wrap in ("state_dict", "model", "both"):
-        content = {"model" if wrap == "model" else "state_dict": content, "epoch": 3}
-    path = tmp_path / "file.bin"  # told apart by content, not by name
-    if layout == "safetensors":
-        save_file({k: v.contiguous() for k, v in content.items()}, path)
-    else:
-        torch.save(content, path, _use_new_zipfile_serialization=layout == "zip")
-    found = weights.read_state_dict(path)
-    assert found.keys() == state.keys()
-    assert all(torch.equal(found[key], value) for key, value in state.items())
-
-
-class Attack:
-    def __reduce__(self) -> tuple:
-        return (print, ("code ran",))
-
-
-def file_of(content: object, tmp_path: Path, **options: object) -> Path:
-    path = tmp_path / "w.pth"
-    torch.save(content, path, **options)
-    return path
-
-
-def cut(path: Path, keep: float) -> Path:
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
-    return path
-
-
-@pytest.mark.parametrize("keep", [0.001, 0.3, 0.999])
-@pytest.mark.parametrize("layout", ["zip", "legacy", "safetensors"])
-def test_truncated_files(layout: str, keep: float, state: dict, tmp_path: Path) -> None:
-    if layout == "safetensors":
-        path = tmp_path / "w.safetensors"
-        save_file(state, path)
-    else:
-        path = file_of(state, tmp_path, _use_new_zipfile_serialization=layout == "zip")
-    with pytest.raises(
-        swsl.WeightsError, match=f"{re.escape(str(cut(path, keep)))}.*truncated or damaged.*again"
-    ) as caught:
-        weights.read_state_dict(path)
-    assert len(str(caught.value).splitlines()) == 1
-
-
-def test_files_that_are_no_state_dict(tmp_path: Path, state: dict) -> None:
-    for content, found in (
-        ([1, 2], "found a list"),
-        ({}, "found an empty dict"),
-        ({"a": 1}, "found a int under 'a'"),
-        ({"state_dict": {"a": "b"}}, "found a str under 'a'"),
-        (torch.zeros(3), "found a Tensor"),
-    ):
-        with pytest.raises(swsl.WeightsError, match=f"expected a state dict.*{found}"):
-            weights.read_state_dict(file_of(content, tmp_path))
-    for data, found in ((b"", "an empty file"), (b"<html>not found</html>", "bytes b'<htm'")):
-        (tmp_path / "w.pth").write_bytes(data)
-        with pytest.raises(
-            swsl.WeightsError, match=f"expected a .pth, .pt or .safetensors file, found {found}"
-        ):
-            weights.read_state_dict(tmp_path / "w.pth")
-    torch.jit.script(torch.nn.ReLU()).save(str(tmp_path / "w.pt"))
-    with pytest.raises(swsl.WeightsError, match="is a TorchScript module, expected a state dict; .*--runner"):
-        weights.read_state_dict(tmp_path / "w.pt")
-
-
-@pytest.mark.parametrize("layout", ["zip", "legacy"])
-def test_code_is_not_run(layout: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    path = file_of({"state_dict": Attack()}, tmp_path, _use_new_zipfile_serialization=layout == "zip")
-    with pytest.raises(
-        swsl.WeightsError, match="refused, since loading it would run code .*save model.state_dict"
-    ):
-        weights.read_state_dict(path)
-    assert "code ran" not in capsys.readouterr().out
-    with pytest.raises(swsl.WeightsError, match="would run code"):
-        weights.read_state_dict(file_of(small_model(), tmp_path))
+# loading
 
 
 def test_missing_files(tmp_path: Path) -> None:
@@ -310,9 +327,6 @@ def test_missing_files(tmp_path: Path) -> None:
         swsl.create_model(NAME, weights="https://127.0.0.1/folder/?name=w.pth")
 
 
-# loading
-
-
 def test_other_class_counts_keep_everything_but_the_classifier(weights50: Path, model50: ResNeXt) -> None:
     torch.manual_seed(0)
     model = swsl.create_model(NAME, weights=weights50, num_classes=7).eval()
@@ -325,9 +339,9 @@ def test_other_class_counts_keep_everything_but_the_classifier(weights50: Path, 
         assert torch.equal(swsl.create_model(NAME, weights=weights50, num_classes=0).eval()(x), pooled)
 
 
-def test_a_fine_tuned_classifier_is_kept(tmp_path: Path) -> None:
+def test_a_fine_tuned_classifier_is_kept() -> None:
     saved, model = small_model(7), small_model(7)
-    weights.load_into(model, weights.read_state_dict(file_of(saved.state_dict(), tmp_path)), "w.pth")
+    weights.load_into(model, saved.state_dict(), "w.pth")
     assert same(model, saved)
     with pytest.raises(swsl.WeightsError, match=r"2 of another shape \(fc.weight .*say num_classes=7"):
         weights.load_into(small_model(1000), saved.state_dict(), "w.pth")

@@ -29,8 +29,8 @@ constexpr std::string_view usage =
     "usage: swsl-classify MODEL [IMAGE ...] [options]\n"
     "\n"
     "MODEL is a frozen module (made by: swsl export). IMAGE is a file, a folder (searched recursively, in sorted order) or - for\n"
-    "a list of paths on stdin, one a line. What is printed for a list comes as soon as it is computed, without waiting for a full\n"
-    "batch; rows of folders and in files come from full batches.\n"
+    "a list of paths on stdin, one a line. What is printed for a list comes as soon as it is computed; folders and\n"
+    "files of rows are computed in full batches.\n"
     "\n"
     "  --top-k N          predictions an image (5)\n"
     "  --format FORMAT    of stdout: table, json (an object a line) or csv (a row an image) (table)\n"
@@ -41,10 +41,13 @@ constexpr std::string_view usage =
     "  --device DEVICE    cpu, cuda, cuda:N, or auto: a GPU if there is one (cpu)\n"
     "  --dtype DTYPE      float32, bfloat16, float16, auto (the faster of the first two) or, on CUDA, tf32 (float32 with\n"
     "                     products of numbers rounded to TF32), of weights and activations (float32)\n"
-    "  --threads N        that compute the forward pass on a CPU (as many as there are cores to use)\n"
+    "  --cores N          that forward pass and decoding share (as many as the process may use: by its affinity, its cgroup's CPU\n"
+    "                     quota and OMP_NUM_THREADS, the smallest of them)\n"
+    "  --threads N        that compute the forward pass on a CPU, at most --cores (as many)\n"
     "  --workers N        threads that read and decode images; they and the forward pass share the cores, so more only help\n"
-    "                     where reading is slow (as many as there are cores to use)\n"
+    "                     where reading is slow (as many as --cores)\n"
     "  --batch-size N     images in one forward pass at most (16; on a GPU 64)\n"
+    "  --max-pixels N     of an image; one of more is an error, for a small file can hold a great many (89478485)\n"
     "  --exif-orientation turn images as their EXIF tag says\n"
     "  --info             print what the model says about itself, and stop; with --format json, its metadata as they are\n"
     "  --help             print this, and stop\n"
@@ -118,8 +121,10 @@ Arguments parse(const std::vector<std::string>& words) {
     else if (name == "--workers") out.workers = positive(name, argument());
     else if (name == "--device") out.options.device = argument();
     else if (name == "--dtype") out.options.dtype = argument();
+    else if (name == "--cores") out.options.cores = positive(name, argument());
     else if (name == "--threads") out.options.threads = positive(name, argument());
     else if (name == "--batch-size") out.options.batch_size = positive(name, argument());
+    else if (name == "--max-pixels") out.options.max_pixels = positive(name, argument());
     else if (joined) throw WrongUsage("unknown option " + words[i]);
     else if (name == "--exif-orientation") out.options.exif_orientation = true;
     else if (name == "--resume") out.resume = true;

@@ -64,8 +64,7 @@ bool walk(const fs::path& folder, const std::function<void(const std::string&)>&
   for (const auto& entry : entries) {
     const fs::path& path = entry.path();
     const bool hidden = is_hidden(path.filename().string());
-    const fs::file_status status = entry.status(error);  // of what a link leads to
-    if (fs::is_directory(status)) {
+    if (entry.is_directory(error)) {
       if (hidden)
         skipped.add("hidden files and folders", path);
       else if (entry.is_symlink(error))  // which may lead back up
@@ -73,10 +72,9 @@ bool walk(const fs::path& folder, const std::function<void(const std::string&)>&
       else
         folders.push_back(path);
     } else if (has_suffix_of_image(path)) {
-      const bool led_nowhere = !fs::status_known(status) || !fs::exists(status);
       if (hidden)
         skipped.add("hidden files and folders", path);
-      else if (fs::is_regular_file(status) || led_nowhere)
+      else if (entry.is_regular_file(error) || !fs::exists(path, error))
         found = true, take(path.string());
       else
         skipped.add("pipes, sockets and devices", path);

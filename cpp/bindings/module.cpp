@@ -4,9 +4,14 @@
 #include <swsl/runner.h>
 #include <swsl/stream.h>
 
+#include <pthread.h>
+
 #include <chrono>
+#include <condition_variable>
 #include <deque>
 #include <memory>
+#include <mutex>
+#include <new>
 #include <optional>
 
 #include <ATen/ATen.h>
@@ -34,7 +39,11 @@ class Sources {
 
  private:
   void add(py::object image) {
-    if (THPVariable_Check(image.ptr())) {
+    if (py::isinstance<py::tuple>(image)) {  // bytes and their name
+      auto parts = py::reinterpret_borrow<py::tuple>(image);
+      add(parts[0]);
+      std::get<swsl::EncodedImage>(sources_.back()).name = parts[1].cast<std::string>();
+    } else if (THPVariable_Check(image.ptr())) {
       const at::Tensor& tensor = THPVariable_Unpack(image.ptr());
       const bool fits = tensor.is_cpu() && tensor.scalar_type() == at::kByte && tensor.dim() == 3 && tensor.size(2) == 3;
       if (!fits) throw refused("a uint8 tensor height × width × 3 on the CPU", "another tensor");
@@ -88,6 +97,74 @@ class Sources {
   std::deque<std::vector<std::uint8_t>> copies_;
 };
 
+// What threads of ours pass on their way into Python. It is shut before Python goes: a thread that asks for the GIL later is ended in
+// the middle of what it does, and the program with it.
+class Gate {
+ public:
+  bool enter() {
+    const std::lock_guard lock(mutex_);
+    inside_ += !shut_;
+    return !shut_;
+  }
+
+  void leave() {
+    const std::lock_guard lock(mutex_);
+    if (--inside_ == 0) left_.notify_all();
+  }
+
+  // Waits for those inside, who need the GIL to come out.
+  void shut() {
+    const py::gil_scoped_release no_gil;
+    std::unique_lock lock(mutex_);
+    shut_ = true;
+    left_.wait(lock, [this] { return inside_ == 0; });
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable left_;
+  int inside_ = 0;
+  bool shut_ = false;
+} gate;
+
+// A Python function (path or buffer, name) → buffer height × width × 3, or None, as RunnerOptions::decode_other.
+class PythonDecoder {
+ public:
+  explicit PythonDecoder(py::function function)
+      : function_(new py::function(std::move(function)), [](py::function* held) {
+          const py::gil_scoped_acquire gil;  // a stream drops its runner without it
+          delete held;
+        }) {}
+
+  swsl::Image operator()(const swsl::ImageSource& source) const {
+    if (!gate.enter()) return {};
+    const std::unique_ptr<Gate, void (*)(Gate*)> way_out(&gate, [](Gate* entered) { entered->leave(); });
+    const py::gil_scoped_acquire gil;
+    py::object argument = py::none(), name = py::none();
+    if (const auto* path = std::get_if<std::string>(&source)) {
+      argument = py::reinterpret_steal<py::object>(PyUnicode_DecodeFSDefaultAndSize(path->data(), static_cast<py::ssize_t>(path->size())));
+      name = argument;
+    } else {
+      const auto& encoded = std::get<swsl::EncodedImage>(source);
+      argument = py::memoryview::from_memory(encoded.data, static_cast<py::ssize_t>(encoded.size));
+      name = py::str(encoded.name);
+    }
+    try {
+      const py::object answer = (*function_)(argument, name);
+      if (answer.is_none()) return {};
+      const auto pixels = py::buffer(answer).request();
+      const auto* first = static_cast<const std::uint8_t*>(pixels.ptr);
+      return {static_cast<int>(pixels.shape[0]), static_cast<int>(pixels.shape[1]), {first, first + pixels.size}};
+    } catch (const py::error_already_set& error) {
+      if (!error.matches(py::module_::import("swsl.image").attr("ImageError"))) throw;
+      throw swsl::ImageError(py::str(error.value()).cast<std::string>());
+    }
+  }
+
+ private:
+  std::shared_ptr<py::function> function_;
+};
+
 using BatchMethod = swsl::BatchResult (swsl::Runner::*)(std::span<const swsl::ImageSource>) const;
 
 template <BatchMethod method>
@@ -136,8 +213,8 @@ class Stream {
 
   std::size_t capacity() const { return stream_->capacity(); }
 
-  // May be called while another thread pops. Waits for nobody, as the caller has seen to it that there is room, and keeps the GIL
-  // so that nobody closes the stream meanwhile.
+  // May be called while another thread pops. Waits for nobody, as the caller has seen to it that there is room, and
+  // keeps the GIL so that nobody closes the stream meanwhile.
   void push(const py::object& image) {
     Sources source(py::make_tuple(image));
     if (!stream_) return;
@@ -183,11 +260,11 @@ swsl::Output parse_output(const std::string& name) {
   throw std::invalid_argument("output: expected predictions, embedding or logits, got \"" + name + '"');
 }
 
-at::Tensor decode(const py::object& image, bool exif_orientation) {
+at::Tensor decode(const py::object& image, bool exif_orientation, std::int64_t max_pixels) {
   const Sources sources(py::make_tuple(image));
   const py::gil_scoped_release no_gil;
   const auto& source = sources.span()[0];
-  const swsl::DecodeOptions options{.exif_orientation = exif_orientation};
+  const swsl::DecodeOptions options{.exif_orientation = exif_orientation, .max_pixels = max_pixels};
   if (std::holds_alternative<swsl::ImageView>(source)) throw std::invalid_argument("image: expected a path or bytes, got pixels");
   auto owner = std::make_unique<swsl::Image>();
   if (const auto* path = std::get_if<std::string>(&source)) {
@@ -210,7 +287,7 @@ py::dict info(const swsl::Runner& runner) {
   out["threads"] = info.threads;
   out["batch_size"] = runner.batch_size();
   out["reason"] = info.reason;
-  out["golden_error"] = info.golden.relative_error;
+  out["golden_error"] = info.golden.errors.largest();
   out["golden_tolerance"] = info.golden.tolerance;
   return out;
 }
@@ -242,6 +319,8 @@ void translate(std::exception_ptr thrown) {
   };
   try {
     std::rethrow_exception(thrown);
+  } catch (const swsl::UnsupportedFormat& error) {
+    raise("swsl.image", "UnsupportedFormat", error);
   } catch (const swsl::ImageError& error) {
     raise("swsl.image", "ImageError", error);
   } catch (const swsl::ModelError& error) {
@@ -257,16 +336,21 @@ PYBIND11_MODULE(_C, m) {
     throw py::import_error("swsl._C was built with torch " TORCH_VERSION ", this is torch " + version + ": install swsl again");
 
   py::register_exception_translator(&translate);
+  py::module_::import("atexit").attr("register")(py::cpp_function([] { gate.shut(); }));
+  pthread_atfork(nullptr, nullptr, [] { new (&gate) Gate; });  // nobody inside has come along
   using swsl::Runner;
   py::class_<Runner>(m, "Runner")
-      .def(py::init([](const std::string& model, std::string device, std::string dtype, int threads, int batch_size,
-                       bool exif_orientation, bool dct_scaling, bool nvjpeg) {
+      .def(py::init([](const std::string& model, std::string device, std::string dtype, int cores, int threads, int batch_size,
+                       bool exif_orientation, bool dct_scaling, bool nvjpeg, std::int64_t max_pixels, py::function decode_other) {
+             PythonDecoder decoder(std::move(decode_other));
              const py::gil_scoped_release no_gil;
-             return std::make_unique<Runner>(model, swsl::RunnerOptions{std::move(device), std::move(dtype), threads, batch_size,
-                                                                        exif_orientation, dct_scaling, nvjpeg});
+             return std::make_unique<Runner>(model, swsl::RunnerOptions{std::move(device), std::move(dtype), cores, threads, batch_size,
+                                                                        exif_orientation, dct_scaling, nvjpeg, max_pixels,
+                                                                        std::move(decoder)});
            }),
-           py::arg("model"), py::kw_only(), py::arg("device"), py::arg("dtype"), py::arg("threads"), py::arg("batch_size"),
-           py::arg("exif_orientation"), py::arg("dct_scaling"), py::arg("nvjpeg"))
+           py::arg("model"), py::kw_only(), py::arg("device"), py::arg("dtype"), py::arg("cores"), py::arg("threads"), py::arg("batch_size"),
+           py::arg("exif_orientation"), py::arg("dct_scaling"), py::arg("nvjpeg"), py::arg("max_pixels"),
+           py::arg("decode_other"))
       .def("classify", &classify, py::arg("images"), py::arg("top_k"))
       .def("logits", &batch<&Runner::logits>, py::arg("images"))
       .def("embed", &batch<&Runner::embed>, py::arg("images"))
@@ -280,17 +364,18 @@ PYBIND11_MODULE(_C, m) {
                        std::optional<double> max_wait) {
              std::optional<std::chrono::microseconds> wait;  // 1e9 seconds are for ever, and can still be counted
              if (max_wait) wait = std::chrono::microseconds(static_cast<std::int64_t>(std::min(*max_wait, 1e9) * 1e6));
-             return std::make_unique<Stream>(runner, swsl::StreamOptions{batch_size, workers, top_k, parse_output(output), wait});
+             const swsl::StreamOptions options{batch_size, workers, top_k, parse_output(output), wait};
+             return std::make_unique<Stream>(runner, options);
            }),
-           py::arg("runner"), py::kw_only(), py::arg("batch_size"), py::arg("workers"), py::arg("top_k"), py::arg("output"),
-           py::arg("max_wait"))
+           py::arg("runner"), py::kw_only(), py::arg("batch_size"), py::arg("workers"), py::arg("top_k"),
+           py::arg("output"), py::arg("max_wait"))
       .def("capacity", &Stream::capacity)
       .def("push", &Stream::push, py::arg("image"))
       .def("finish", &Stream::finish)
       .def("ready", &Stream::ready)
       .def("pop", &Stream::pop)
       .def("close", &Stream::close);
-  m.def("decode_image", &decode, py::arg("image"), py::kw_only(), py::arg("exif_orientation"));
+  m.def("decode_image", &decode, py::arg("image"), py::kw_only(), py::arg("exif_orientation"), py::arg("max_pixels"));
   m.def("golden_input", &swsl::golden_input, py::arg("shape"));
   m.def(
       "peak_flops", [](const std::string& dtype, int threads) { return swsl::peak_flops(swsl::parse_dtype(dtype), threads); },

@@ -3,6 +3,7 @@
 #include <sched.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <fstream>
 #include <optional>
 #include <sstream>
@@ -66,10 +67,26 @@ double cgroup_cpu_quota(const std::string& list_of_groups, const std::string& ro
   return smallest;
 }
 
+std::optional<int> omp_num_threads(const char* text) {
+  if (text == nullptr) return {};
+  std::istringstream list(text);
+  std::optional<int> first;
+  for (int number; list >> number;) {
+    if (number < 1) return {};
+    if (!first) first = number;
+    char comma;
+    if (!(list >> comma)) return first;
+    if (comma != ',') return {};
+  }
+  return {};
+}
+
 int available_cores() {
   const double quota = std::ceil(cgroup_cpu_quota("/proc/self/cgroup", "/sys/fs/cgroup"));
-  const int cores = cores_of_affinity();
-  return std::max(1, quota < cores ? static_cast<int>(quota) : cores);
+  int cores = cores_of_affinity();
+  if (quota < cores) cores = static_cast<int>(quota);
+  cores = std::min(cores, omp_num_threads(std::getenv("OMP_NUM_THREADS")).value_or(cores));
+  return std::max(1, cores);
 }
 
 CoreBudget::Hold CoreBudget::for_image() { return take(images_, 1); }

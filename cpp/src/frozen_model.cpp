@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <limits>
@@ -15,6 +16,7 @@
 
 #include <swsl/engine.h>
 
+#include "fresh_thread.h"
 #include "json.h"
 
 namespace swsl {
@@ -69,6 +71,12 @@ std::vector<std::int64_t> integers(const Json& array) {
   return out;
 }
 
+std::vector<double> numbers(const Json& array) {
+  std::vector<double> out;
+  for (const auto& item : array.items()) out.push_back(item.number());
+  return out;
+}
+
 std::array<double, 3> three(const Json& array, const char* name) {
   if (array.items().size() != 3)
     throw JsonError(std::string(name) + ": expected 3 numbers, found " + std::to_string(array.items().size()));
@@ -116,23 +124,41 @@ Metadata parse_metadata(std::string text) {
   metadata.fingerprint = root.at("fingerprint").string();
   metadata.swsl_version = root.at("versions").at("swsl").string();
   metadata.torch_version = root.at("versions").at("torch").string();
-  metadata.golden.shape = integers(root.at("golden").at("shape"));
-  for (const auto& logit : root.at("golden").at("logits").items()) metadata.golden.logits.push_back(logit.number());
-  for (const auto& [dtype, value] : root.at("golden").at("tolerances").members())
-    metadata.golden.tolerances[dtype] = value.number();
+  const auto& golden = root.at("golden");
+  metadata.golden.shape = integers(golden.at("shape"));
+  metadata.golden.features = numbers(golden.at("features"));
+  metadata.golden.logits = numbers(golden.at("logits"));
+  metadata.golden.weight_norms = numbers(golden.at("weight_norms"));
+  metadata.golden.biases = numbers(golden.at("biases"));
+  for (const auto& [dtype, value] : golden.at("tolerances").members()) metadata.golden.tolerances[dtype] = value.number();
   metadata.json = std::move(text);
 
   const auto classes = std::to_string(metadata.architecture.num_classes);
   if (std::to_string(metadata.labels.size()) != classes)
     throw JsonError("labels: expected " + classes + " (architecture.num_classes), found " + std::to_string(metadata.labels.size()));
-  if (std::to_string(metadata.golden.logits.size()) != classes)
-    throw JsonError("golden.logits: expected " + classes + " (architecture.num_classes), found " +
-                    std::to_string(metadata.golden.logits.size()));
+  const auto one_a_class = [&](const char* name, const std::vector<double>& found) {
+    if (std::to_string(found.size()) != classes)
+      throw JsonError(std::string(name) + ": expected " + classes + " (architecture.num_classes), found " +
+                      std::to_string(found.size()));
+  };
+  one_a_class("golden.logits", metadata.golden.logits);
+  one_a_class("golden.weight_norms", metadata.golden.weight_norms);
+  one_a_class("golden.biases", metadata.golden.biases);
   const auto& shape = metadata.golden.shape;
   const bool sound = shape.size() == 4 && shape[0] == 1 && shape[1] == 3 &&
                      std::all_of(shape.begin() + 2, shape.end(), [](auto n) { return n >= 1 && n <= 1 << 14; });
   if (!sound) throw JsonError("golden.shape: expected 1×3×height×width, found " + describe(shape));
   return metadata;
+}
+
+bool comparable(const at::Tensor& actual, const at::Tensor& expected) {
+  return actual.sizes() == expected.sizes() && actual.isfinite().all().item<bool>() && expected.isfinite().all().item<bool>();
+}
+
+// 0 where nothing differs, though the scale be 0 too.
+double largest_ratio(const at::Tensor& difference, const at::Tensor& scale) {
+  if (difference.numel() == 0) return 0;
+  return at::where(difference == 0, difference, difference / scale).max().item<double>();
 }
 
 }  // namespace
@@ -157,7 +183,7 @@ FrozenModel FrozenModel::load(const std::string& path) {
   state->path = path;
   state->metadata = read_metadata(path);
   try {
-    state->module = torch::jit::load(path, at::kCPU);
+    state->module = on_fresh_thread([&] { return torch::jit::load(path, at::kCPU); });
   } catch (const std::exception& error) {
     throw ModelError(path + ": LibTorch cannot load it: " + first_lines(error));
   }
@@ -176,13 +202,26 @@ const Metadata& FrozenModel::metadata() const { return state_->metadata; }
 const torch::jit::Module& FrozenModel::module() const { return state_->module; }
 
 double relative_error(const at::Tensor& actual, const at::Tensor& expected) {
-  constexpr double infinite = std::numeric_limits<double>::infinity();
-  if (actual.sizes() != expected.sizes()) return infinite;
-  if (actual.numel() == 0) return 0;
+  if (!comparable(actual, expected)) return std::numeric_limits<double>::infinity();
   const auto a = actual.to(at::kCPU, at::kDouble), b = expected.to(at::kCPU, at::kDouble);
-  if (!a.isfinite().all().item<bool>() || !b.isfinite().all().item<bool>()) return infinite;
-  const double largest = b.abs().max().item<double>(), difference = (a - b).abs().max().item<double>();
-  return largest > 0 ? difference / largest : infinite;
+  return largest_ratio((a - b).norm(2, {-1}), b.norm(2, {-1}));
+}
+
+OutputErrors output_errors(const Golden& golden, const Outputs& actual, const Outputs& expected) {
+  OutputErrors errors{relative_error(actual.features, expected.features), std::numeric_limits<double>::infinity()};
+  if (!comparable(actual.logits, expected.logits)) return errors;
+  const auto a = actual.logits.to(at::kCPU, at::kDouble), b = expected.logits.to(at::kCPU, at::kDouble);
+  const auto norms = expected.features.to(at::kCPU, at::kDouble).norm(2, {-1}, /*keepdim=*/true);
+  const auto scale = norms * at::tensor(golden.weight_norms, at::kDouble) + at::tensor(golden.biases, at::kDouble);
+  errors.logits = largest_ratio((a - b).abs(), scale);
+  return errors;
+}
+
+std::string GoldenResult::text() const {
+  char text[128];
+  std::snprintf(text, sizeof text, "features off by %.3g and logits by %.3g, expected at most %.3g", errors.features,
+                errors.logits, tolerance);
+  return text;
 }
 
 at::Tensor golden_input(const std::vector<std::int64_t>& shape) {
@@ -196,14 +235,14 @@ at::Tensor golden_input(const std::vector<std::int64_t>& shape) {
   return tensor.view(shape);
 }
 
-GoldenResult FrozenModel::check_golden(const std::function<at::Tensor(const at::Tensor&)>& forward,
-                                       at::ScalarType dtype) const {
+GoldenResult FrozenModel::check_golden(const std::function<Outputs(const at::Tensor&)>& compute, at::ScalarType dtype) const {
   const auto& golden = state_->metadata.golden;
   const auto tolerance = golden.tolerances.find(dtype_name(dtype));
   if (tolerance == golden.tolerances.end())
     throw ModelError(state_->path + ": its golden check states no tolerance for " + dtype_name(dtype) + "; use dtype float32");
-  const auto expected = at::tensor(golden.logits, at::kDouble).unsqueeze(0);
-  return {relative_error(forward(golden_input(golden.shape)), expected), tolerance->second};
+  const auto row = [](const std::vector<double>& numbers) { return at::tensor(numbers, at::kDouble).unsqueeze(0); };
+  const Outputs expected{row(golden.logits), row(golden.features)};
+  return {output_errors(golden, compute(golden_input(golden.shape)), expected), tolerance->second};
 }
 
 }  // namespace swsl

@@ -61,12 +61,12 @@ void check_regular(const struct stat& status, const std::string& name) {
     throw ImageError(name + ": is a directory; expected an image file");
   }
   const char* kind = S_ISFIFO(status.st_mode) ? "a pipe" : S_ISSOCK(status.st_mode) ? "a socket" : "a device";
-  throw ImageError(name + ": is " + kind + "; expected an image file: save to one what comes out of it, or pass the bytes");
+  throw ImageError(name + ": is " + kind + "; expected an image file: save its content to one, or pass its bytes");
 }
 
 // Never waits, as opening a pipe would, and never touches a device. Sets `size`.
 std::FILE* open_regular(const std::string& path, std::size_t& size) {
-  if (path.find('\0') != std::string::npos) throw ImageError(path + ": cannot be opened: the name holds a zero byte");
+  if (path.find('\0') != std::string::npos) throw ImageError(std::string(path.c_str()) + ": cannot be opened: its name goes on after a zero byte");
   struct stat status;
   if (::stat(path.c_str(), &status) != 0) throw not_opened(path);
   check_regular(status, path);  // before, for opening alone sets a device or a pipe's writer in motion
@@ -217,6 +217,8 @@ ImageDecoder::ImageDecoder(const DecodeOptions& options) : state_(std::make_uniq
   if (options.dct_scaling < 0)
     throw std::invalid_argument("DecodeOptions::dct_scaling is " + std::to_string(options.dct_scaling) +
                                 "; expected 0 (off) or the shorter side that the image will be resized to");
+  if (options.max_pixels < 1)
+    throw std::invalid_argument("max_pixels: expected 1 or more, got " + std::to_string(options.max_pixels));
   state_->options = options;
 }
 

@@ -1,8 +1,8 @@
 // Images through two stages, in order: many threads prepare images, one or a few compute whole batches of them.
 //
-// Image i has place i % capacity from when it is pushed to when its result is popped. A worker that takes an image puts it into
-// the newest batch, or begins the next one, where that is full or has been started. Batch b has the buffer b % size of the ring:
-// nobody begins it before batch b - size has been computed.
+// Image i has place i % capacity from when it is pushed to when its result is popped. A worker that takes an image puts
+// it into the newest batch, or begins the next one, where that is full or has been started. Batch b has the buffer b %
+// size of the ring: nobody begins it before batch b - size has been computed.
 #pragma once
 
 #include <chrono>
@@ -73,7 +73,9 @@ class Pipeline {
   void stop_and_join();
   Batch& slot(std::size_t number) { return ring_[number % ring_.size()]; }
   bool begins_a_batch() { return begun_ == started_ || slot(begun_ - 1).count == batch_size_; }
-  bool image_can_be_taken() { return taken_ < pushed_ && (!begins_a_batch() || begun_ < computed_batches_ + ring_.size()); }
+  bool image_can_be_taken() {
+    return taken_ < pushed_ && (!begins_a_batch() || begun_ < computed_batches_ + ring_.size());
+  }
   std::optional<Clock::time_point> next_starts_at();
   bool pop_is_due() const { return popped_ < computed_ || error_ || (finished_ && popped_ == pushed_); }
 

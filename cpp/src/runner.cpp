@@ -5,6 +5,7 @@
 #include <limits>
 #include <numeric>
 #include <stdexcept>
+#include <utility>
 
 #ifdef __GLIBC__
 #include <malloc.h>
@@ -14,6 +15,7 @@
 #include <torch/version.h>
 
 #include "cores.h"
+#include "engine/batch_check.h"
 #if SWSL_CUDA_KERNELS
 #include "image/cuda/nvjpeg_decoder.h"
 #include "resample/cuda/cuda_batch.h"
@@ -24,25 +26,34 @@
 namespace swsl {
 namespace {
 
+int core_count(const RunnerOptions& options) { return options.cores ? options.cores : available_cores(); }
+int thread_count(const RunnerOptions& options) { return options.threads ? options.threads : core_count(options); }
+
 int default_batch_size(const at::Device& device) { return device.is_cpu() ? 16 : 64; }
 
 EngineOptions engine_options(const RunnerOptions& options) {
-  if (options.threads < 0) throw std::invalid_argument("threads: expected 0 or more, got " + std::to_string(options.threads));
-  if (options.batch_size < 0)
-    throw std::invalid_argument("batch_size: expected 0 or more, got " + std::to_string(options.batch_size));
+  const auto not_negative = [](const char* name, int value) {
+    if (value < 0) throw std::invalid_argument(std::string(name) + ": expected 0 or more, got " + std::to_string(value));
+  };
+  not_negative("cores", options.cores);
+  not_negative("threads", options.threads);
+  not_negative("batch_size", options.batch_size);
+  if (options.cores > 0 && options.threads > options.cores)
+    throw std::invalid_argument("threads: expected at most cores, " + std::to_string(options.cores) + ", got " +
+                                std::to_string(options.threads));
   EngineOptions out;
   out.device = parse_device(options.device);
   out.tf32 = options.dtype == "tf32";
   if (out.tf32 && out.device.is_cpu())
     throw std::invalid_argument("dtype: expected float32, bfloat16, float16 or auto on " + options.device + ", got \"tf32\", which only CUDA computes");
   out.dtype = out.tf32 ? at::kFloat : parse_dtype(options.dtype);
-  out.threads = options.threads ? options.threads : available_cores();
+  out.threads = thread_count(options);
   out.max_batch = options.batch_size ? options.batch_size : default_batch_size(out.device);
   return out;
 }
 
 DecodeOptions decode_options(const PreprocessSpec& spec, const RunnerOptions& options) {
-  DecodeOptions out{.exif_orientation = options.exif_orientation};
+  DecodeOptions out{.exif_orientation = options.exif_orientation, .max_pixels = options.max_pixels};
   if (options.dct_scaling) out.dct_scaling = std::max(1, static_cast<int>(std::max(spec.height, spec.width) / spec.crop_pct));
   return out;
 }
@@ -92,32 +103,35 @@ Runner::State::State(const FrozenModel& model, const RunnerOptions& options)
       nvjpeg(make_nvjpeg(options)),
       engine(make_engine(model, engine_options(options))),
       info(complete(engine->info(), options, nvjpeg.get())),
-      cores(available_cores()),
+      cores(core_count(options)),
       decoders(decode_options(metadata.preprocess, options)),
-      workers(options.threads ? options.threads : available_cores()) {}
+      decode_other(options.decode_other),
+      workers(thread_count(options)) {}
+
+std::shared_ptr<Runner::State> Runner::State::make(const FrozenModel& model, const RunnerOptions& options) {
+  return {new State(model, options), [](State* state) {
+            if (getpid() == state->process_) delete state;
+          }};
+}
+
+void Runner::State::check_own_process() const { check_process(process_, "its threads stayed behind"); }
 
 std::string Runner::State::with_pixels(const ImageSource& source, const std::function<void()>& when_read,
                                        const std::function<void(const ImageView&)>& use,
                                        const std::function<bool(const EncodedImage&, int, int)>& use_jpeg) {
   try {
-    if (const auto* pixels = std::get_if<ImageView>(&source)) {
-      if (when_read) when_read();
-      use(*pixels);
-    } else {
-      decoders.with([&](ImageDecoder& decoder) {
-        if (const auto* path = std::get_if<std::string>(&source)) {
-          decoder.open_file(*path, when_read);
-        } else {
-          if (when_read) when_read();
-          const auto& encoded = std::get<EncodedImage>(source);
-          decoder.open(encoded.data, encoded.size, encoded.name);
-        }
-        if (use_jpeg) {
-          const auto jpeg = plain_jpeg(decoder);
-          if (!jpeg.empty() && use_jpeg({jpeg.data(), jpeg.size(), name_of(source)}, decoder.height(), decoder.width())) return;
-        }
-        use(decoder.decode(preprocessor.source_rectangle(decoder.height(), decoder.width())));
-      });
+    bool read = false;
+    const auto read_once = [&] {
+      if (!std::exchange(read, true) && when_read) when_read();
+    };
+    try {
+      decode(source, read_once, use, use_jpeg);
+    } catch (const UnsupportedFormat&) {
+      if (!decode_other) throw;
+      read_once();
+      const Image image = decode_other(source);
+      if (image.pixels.empty()) throw;
+      use(image.view());
     }
     return "";
   } catch (const ImageError& error) {
@@ -127,8 +141,47 @@ std::string Runner::State::with_pixels(const ImageSource& source, const std::fun
   }
 }
 
+void Runner::State::decode(const ImageSource& source, const std::function<void()>& when_read,
+                           const std::function<void(const ImageView&)>& use,
+                           const std::function<bool(const EncodedImage&, int, int)>& use_jpeg) {
+  if (const auto* pixels = std::get_if<ImageView>(&source)) {
+    when_read();
+    use(*pixels);
+    return;
+  }
+  decoders.with([&](ImageDecoder& decoder) {
+    if (const auto* path = std::get_if<std::string>(&source)) {
+      decoder.open_file(*path, when_read);
+    } else {
+      when_read();
+      const auto& encoded = std::get<EncodedImage>(source);
+      decoder.open(encoded.data, encoded.size, encoded.name);
+    }
+    if (use_jpeg) {
+      const auto jpeg = plain_jpeg(decoder);
+      if (!jpeg.empty() && use_jpeg({jpeg.data(), jpeg.size(), name_of(source)}, decoder.height(), decoder.width())) return;
+    }
+    use(decoder.decode(preprocessor.source_rectangle(decoder.height(), decoder.width())));
+  });
+}
+
 std::string Runner::State::preprocess(const ImageSource& source, float* output, const std::function<void()>& when_read) {
   return with_pixels(source, when_read, [&](const ImageView& pixels) { preprocessor(pixels, output); });
+}
+
+std::string Runner::State::prepare(BatchBuffer& buffer, const ImageSource& image, std::size_t place) {
+  CoreBudget::Hold core;
+  return buffer.prepare(image, place, [&] { core = cores.for_image(); });
+}
+
+at::Tensor Runner::State::forward(const at::Tensor& batch) {
+  const auto held = cores.for_forward(info.threads);
+  return engine->forward(batch);
+}
+
+at::Tensor Runner::State::embed(const at::Tensor& batch) {
+  const auto held = cores.for_forward(info.threads);
+  return engine->embed(batch);
 }
 
 bool Runner::State::prepares_on_gpu() const { return SWSL_CUDA_KERNELS && info.device != "cpu"; }
@@ -160,25 +213,26 @@ std::unique_ptr<BatchBuffer> Runner::State::take_buffer() {
 template <typename Compute>
 BatchResult Runner::State::run(std::span<const ImageSource> images, BatchBuffer& buffer, const Compute& compute) {
   BatchResult result{{}, std::vector<std::string>(images.size())};
-  const auto rows_on_cpu = [&](const at::Tensor& batch) { return compute(batch).to(at::kCPU); };
+  const auto rows_on_cpu = [&](const at::Tensor& batch) { return compute(batch).to(at::kCPU).contiguous(); };
   if (images.empty()) result.rows = buffer.take({}, rows_on_cpu);
   for (std::size_t begin = 0; begin < images.size(); begin += batch_size) {
     const std::size_t count = std::min<std::size_t>(batch_size, images.size() - begin);
-    workers.for_each(count, [&](std::size_t i) { result.errors[begin + i] = buffer.prepare(images[begin + i], i, {}); });
+    workers.for_each(count, [&](std::size_t i) { result.errors[begin + i] = prepare(buffer, images[begin + i], i); });
     std::vector<std::size_t> good;
-    std::vector<std::int64_t> rows_of;
     for (std::size_t i = 0; i < count; ++i)
-      if (result.errors[begin + i].empty()) {
-        good.push_back(i);
-        rows_of.push_back(static_cast<std::int64_t>(begin + i));
-      }
-    const auto rows = buffer.take(good, rows_on_cpu);
+      if (result.errors[begin + i].empty()) good.push_back(i);
+    const at::Tensor rows = buffer.take(good, rows_on_cpu);
+    // Copied by hand: LibTorch's operators could wait for threads that a fork has left behind (fresh_thread.h).
+    const auto columns = static_cast<std::size_t>(c10::multiply_integers(rows.sizes().slice(1)));
     if (!result.rows.defined()) {
       auto shape = rows.sizes().vec();
       shape.front() = static_cast<std::int64_t>(images.size());
-      result.rows = at::full(shape, std::numeric_limits<float>::quiet_NaN(), at::kFloat);
+      result.rows = at::empty(shape, at::kFloat);
+      std::fill_n(result.rows.data_ptr<float>(), images.size() * columns, std::numeric_limits<float>::quiet_NaN());
     }
-    result.rows.index_copy_(0, at::tensor(rows_of, at::kLong), rows);
+    const float* from = rows.const_data_ptr<float>();
+    float* to = result.rows.data_ptr<float>() + begin * columns;
+    for (std::size_t i = 0; i < good.size(); ++i) std::copy_n(from + i * columns, columns, to + good[i] * columns);
   }
   return result;
 }
@@ -186,6 +240,7 @@ BatchResult Runner::State::run(std::span<const ImageSource> images, BatchBuffer&
 // A buffer whose batch has failed is dropped.
 template <typename Compute>
 BatchResult Runner::State::run(std::span<const ImageSource> images, const Compute& compute) {
+  check_own_process();
   auto buffer = take_buffer();
   auto result = run(images, *buffer, compute);
   const std::lock_guard lock(mutex_);
@@ -195,6 +250,7 @@ BatchResult Runner::State::run(std::span<const ImageSource> images, const Comput
 
 // In the way in which the engine's batches are made, so that a GPU's pixels can be looked at.
 BatchResult Runner::State::preprocess(std::span<const ImageSource> images) {
+  check_own_process();
   const auto& spec = preprocessor.spec();
 #if SWSL_CUDA_KERNELS
   if (prepares_on_gpu()) {
@@ -209,7 +265,8 @@ BatchResult Runner::State::preprocess(std::span<const ImageSource> images) {
   const std::size_t row_size = std::size_t{3} * spec.height * spec.width;
   workers.for_each(images.size(), [&](std::size_t i) {
     float* row = rows + i * row_size;
-    result.errors[i] = preprocess(images[i], row);
+    CoreBudget::Hold core;
+    result.errors[i] = preprocess(images[i], row, [&] { core = cores.for_image(); });
     if (!result.errors[i].empty()) std::fill_n(row, row_size, std::numeric_limits<float>::quiet_NaN());
   });
   return result;
@@ -244,7 +301,7 @@ std::vector<Prediction> Runner::State::predictions(const at::Tensor& logits_row,
 }
 
 Runner::Runner(const std::string& model_path, const RunnerOptions& options)
-    : state_(std::make_shared<State>(FrozenModel::load(model_path), options)) {
+    : state_(State::make(FrozenModel::load(model_path), options)) {
 #ifdef __GLIBC__
   malloc_trim(0);  // the engine has packed the weights; the module's own are freed, and glibc would keep their memory
 #endif
@@ -284,18 +341,24 @@ std::vector<Prediction> Runner::classify_file(const std::string& path, int top_k
 }
 
 BatchResult Runner::logits(std::span<const ImageSource> images) const {
-  return state_->run(images, [this](const at::Tensor& batch) { return state_->engine->forward(batch); });
+  return state_->run(images, [this](const at::Tensor& batch) { return state_->forward(batch); });
 }
 
 BatchResult Runner::embed(std::span<const ImageSource> images) const {
-  return state_->run(images, [this](const at::Tensor& batch) { return state_->engine->embed(batch); });
+  return state_->run(images, [this](const at::Tensor& batch) { return state_->embed(batch); });
 }
 
-std::vector<LayerTime> Runner::profile(const at::Tensor& batch) const { return state_->engine->profile(batch); }
+std::vector<LayerTime> Runner::profile(const at::Tensor& batch) const {
+  const auto held = state_->cores.for_forward(state_->info.threads);
+  return state_->engine->profile(batch);
+}
 
 BatchResult Runner::preprocess(std::span<const ImageSource> images) const { return state_->preprocess(images); }
 
-at::Tensor Runner::forward(const at::Tensor& batch) const { return state_->engine->forward(batch); }
+at::Tensor Runner::forward(const at::Tensor& batch) const {
+  state_->check_own_process();
+  return state_->forward(batch);
+}
 
 const Metadata& Runner::metadata() const { return state_->metadata; }
 const EngineInfo& Runner::info() const { return state_->info; }

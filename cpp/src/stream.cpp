@@ -19,7 +19,8 @@ const StreamOptions& checked(const StreamOptions& options) {
   at_least("workers", options.workers, 0);
   at_least("top_k", options.top_k, 1);
   if (options.max_wait && options.max_wait->count() < 0)
-    throw std::invalid_argument("max_wait: expected 0 or more, got " + std::to_string(options.max_wait->count()) + " µs");
+    throw std::invalid_argument("max_wait: expected 0 or more, got " + std::to_string(options.max_wait->count()) +
+                                " µs");
   return options;
 }
 
@@ -27,20 +28,17 @@ const StreamOptions& checked(const StreamOptions& options) {
 
 Stream::Stream(const Runner& runner, const StreamOptions& options) : options_(checked(options)), runner_(runner.state_) {
   auto& state = *runner_;
+  state.check_own_process();
   PipelineOptions pipeline;
   pipeline.batch_size = options.batch_size ? options.batch_size : state.batch_size;
-  pipeline.workers = options.workers ? options.workers : available_cores();
+  pipeline.workers = options.workers ? options.workers : state.cores.total();
   pipeline.at_once = state.engine->info().at_once;
-  constexpr std::chrono::microseconds longest = std::chrono::hours(24 * 365);  // clocks must be able to count to its end
+  constexpr std::chrono::microseconds longest = std::chrono::hours(24 * 365);  // clocks can count to its end
   if (options.max_wait) pipeline.max_wait = std::min(*options.max_wait, longest);
   pipeline.make_buffer = [&state, size = pipeline.batch_size] { return state.make_buffer(size); };
-  pipeline.prepare = [&state](BatchBuffer& buffer, const ImageSource& image, std::size_t place) {
-    CoreBudget::Hold core;
-    return buffer.prepare(image, place, [&] { core = state.cores.for_image(); });
-  };
+  pipeline.prepare = [&state](BatchBuffer& buffer, const ImageSource& image, std::size_t place) { return state.prepare(buffer, image, place); };
   pipeline.compute = [&state, embed = options.output == Output::embedding](const at::Tensor& batch) {
-    const auto cores = state.cores.for_forward(state.engine->info().threads);
-    return (embed ? state.engine->embed(batch) : state.engine->forward(batch)).to(at::kCPU);
+    return (embed ? state.embed(batch) : state.forward(batch)).to(at::kCPU);
   };
   pipeline_ = std::make_unique<Pipeline>(std::move(pipeline));
 }
@@ -49,14 +47,19 @@ Stream::~Stream() {
   if (getpid() != process_) (void)pipeline_.release();  // its threads did not come along through fork, and nothing can join them
 }
 
-std::size_t Stream::under_way() const { return pipeline_->under_way(); }
+Pipeline& Stream::pipeline() const {
+  runner_->check_own_process();
+  return *pipeline_;
+}
+
+std::size_t Stream::under_way() const { return pipeline().under_way(); }
 std::size_t Stream::capacity() const { return pipeline_->capacity(); }
-void Stream::push(ImageSource image) { pipeline_->push(std::move(image)); }
-void Stream::finish() { pipeline_->finish(); }
-bool Stream::wait_for(std::chrono::milliseconds time) const { return pipeline_->wait_for(time); }
+void Stream::push(ImageSource image) { pipeline().push(std::move(image)); }
+void Stream::finish() { pipeline().finish(); }
+bool Stream::wait_for(std::chrono::milliseconds time) const { return pipeline().wait_for(time); }
 
 std::optional<StreamResult> Stream::pop() {
-  auto item = pipeline_->pop();
+  auto item = pipeline().pop();
   if (!item) return {};
   StreamResult result{{}, {}, std::move(item->error)};
   if (!result.ok()) return result;

@@ -34,10 +34,6 @@ WorkerPool::WorkerPool(int threads) {
 }
 
 WorkerPool::~WorkerPool() {
-  if (getpid() != process_) {  // the threads did not come along through fork
-    for (auto& thread : threads_) thread.detach();
-    return;
-  }
   {
     const std::lock_guard lock(mutex_);
     stop_ = true;

@@ -12,8 +12,6 @@
 #include <thread>
 #include <vector>
 
-#include <unistd.h>
-
 namespace swsl {
 
 class WorkerPool {
@@ -30,7 +28,6 @@ class WorkerPool {
   struct Loop;
   void serve();
 
-  const pid_t process_ = getpid();
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::shared_ptr<Loop>> loops_;  // that still have an image to hand out

@@ -168,4 +168,35 @@ inline std::string error_of(const Bytes& bytes, const swsl::Rect* needed = nullp
   }
 }
 
+// What of a file, of whatever bytes, is wrong with decoding a part against decoding the whole: "" if nothing is. The part, and whether
+// there is DCT scaling, come from the bytes, so that these alone are the case.
+inline std::string part_against_whole(const std::uint8_t* bytes, std::size_t size) {
+  std::uint32_t hash = 2166136261u;
+  for (std::size_t i = 0; i < size; ++i) hash = (hash ^ bytes[i]) * 16777619u;
+  std::mt19937 random(hash);
+  swsl::DecodeOptions options{.exif_orientation = random() % 4 == 0, .max_pixels = 300'000};
+  if (random() % 4 == 0) options.dct_scaling = 8;
+  swsl::Image whole;
+  std::string error;
+  try {
+    whole = swsl::decode_image(bytes, size, options);
+  } catch (const swsl::ImageError& refused) {
+    error = refused.what();
+  }
+  swsl::ImageDecoder decoder(options);
+  try {
+    decoder.open(bytes, size);
+    const int height = decoder.height(), width = decoder.width();
+    const auto below = [&](int limit) { return static_cast<int>(random() % static_cast<unsigned>(limit)); };
+    swsl::Rect needed{0, 0, 1 + below(height), 1 + below(width)};
+    needed.top = below(height - needed.height + 1);
+    needed.left = below(width - needed.width + 1);
+    const swsl::ImageView part = decoder.decode(needed);
+    if (!error.empty()) return "the part is there, and the whole is not: " + error;
+    return same_region(part, whole, needed) ? "" : "the part has other pixels than the whole";
+  } catch (const swsl::ImageError& refused) {
+    return error.empty() ? std::string("the whole is there, and the part is not: ") + refused.what() : "";
+  }
+}
+
 }  // namespace fixtures

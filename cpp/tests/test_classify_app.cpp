@@ -60,6 +60,43 @@ TEST(a_table_shows_the_runners_predictions) {
   CHECK_EQ(run.out, text);
 }
 
+TEST(folders_yield_regular_files_that_are_not_hidden) {
+  namespace fs = std::filesystem;
+  const fs::path folder = data("special");
+  fs::remove_all(folder);
+  for (const char* inner : {".ipynb_checkpoints", "@eaDir", "sub"}) {
+    fs::create_directories(folder / inner);
+    fs::copy(data("photo.jpg"), folder / inner / "a.jpg");
+  }
+  fs::copy(data("photo.jpg"), folder / "._a.jpg");
+  fs::create_symlink("sub/a.jpg", folder / "file.jpg");
+  fs::create_symlink("nowhere", folder / "lost.jpg");
+  fs::create_symlink("..", folder / "up");
+  CHECK_EQ(mkfifo((folder / "pipe.jpg").c_str(), 0666), 0);
+  const auto cwd = fs::current_path();  // of a path too long to be listed, which even root cannot
+  fs::current_path(folder);
+  for (int depth = 0; depth < 20; ++depth) {
+    const std::string name(250, 'z');
+    fs::create_directory(name);
+    fs::current_path(name);
+  }
+  fs::current_path(cwd);
+
+  const auto run = classify(model + ' ' + quoted("special") + ' ' + quoted("special/pipe.jpg") + ' ' + quoted("special/@eaDir") +
+                            ' ' + quoted("special/._a.jpg") + " --format=csv --top-k=1");
+  CHECK_EQ(run.code, 1);
+  CHECK_EQ(std::count(run.out.begin(), run.out.end(), '\n'), 1 + 4 + 3);
+  for (const char* good : {"file.jpg", "sub/a.jpg", "@eaDir/a.jpg", "._a.jpg"}) CHECK(has(run.out, (folder / good).string() + ",,"));
+  CHECK(has(run.out, "lost.jpg: cannot be opened: No such file"));
+  CHECK(has(run.out, "zzz: cannot be opened: File name too long"));
+  CHECK(has(run.out, "pipe.jpg: is a pipe; expected an image file"));
+  CHECK(has(run.errors, "swsl-classify: skipped: 3 hidden files and folders (" + (folder / "._a.jpg").string() +
+                            ", …), 1 pipes, sockets and devices (" + (folder / "pipe.jpg").string() + "), 1 links to folders (" +
+                            (folder / "up").string() + ")\n"));
+  CHECK_EQ(std::count(run.errors.begin(), run.errors.end(), '\n'), 3 + 1);
+  fs::remove_all(folder);
+}
+
 TEST(folders_are_walked_in_order_and_a_bad_file_is_one_line) {
   namespace fs = std::filesystem;
   const fs::path folder = data("folder");
@@ -78,6 +115,12 @@ TEST(folders_are_walked_in_order_and_a_bad_file_is_one_line) {
   CHECK(run.out.find("z.jpeg") < run.out.find("x,y.JPG") && !has(run.out, "notes.txt"));
   CHECK_EQ(std::count(run.errors.begin(), run.errors.end(), '\n'), 1);
   CHECK(has(run.errors, "swsl-classify: error: " + (folder / "a.png").string() + ": "));
+}
+
+TEST(max_pixels_reach_the_runner) {
+  const auto run = classify(model + ' ' + quoted("photo.jpg") + " --max-pixels 99");
+  CHECK_EQ(run.code, 1);
+  CHECK(has(run.errors, "expected at least 1 and at most 99; raise max_pixels if you trust it"));
 }
 
 TEST(json_is_an_object_a_line_from_a_list_on_stdin) {
@@ -327,8 +370,9 @@ TEST(a_live_list_on_stdin_gets_each_result_when_it_is_computed) {
   close(to[0]), close(from[1]);
   alarm(120);
   std::FILE* out = fdopen(from[0], "r");
-  for (const std::string& part : {data("photo.jpg") + '\n', data("nothing.jpg") + "\r\n", data("photo.jpg") + "\n\n" + data("photo.jpg") + '\n',
-                                 data("photo").substr(0, 3), data("photo").substr(3) + ".jpg\n"}) {
+  const std::string photo = data("photo.jpg");
+  for (const std::string& part : {photo + '\n', data("nothing.jpg") + "\r\n", photo + "\n\n" + photo + '\n',
+                                 photo.substr(0, 3), photo.substr(3) + '\n'}) {
     CHECK_EQ(write(to[1], part.data(), part.size()), static_cast<ssize_t>(part.size()));
     for (auto lines = std::count(part.begin(), part.end(), '\n') - has(part, "\n\n"); lines > 0; --lines) {
       char line[4096];
@@ -337,11 +381,11 @@ TEST(a_live_list_on_stdin_gets_each_result_when_it_is_computed) {
       CHECK(has(line, "{\"path\": \"" + data(has(part, "nothing") ? "nothing.jpg" : "photo.jpg") + '"'));
     }
   }
-  const std::string last = data("photo.jpg");  // without a newline
-  CHECK_EQ(write(to[1], last.data(), last.size()), static_cast<ssize_t>(last.size()));
+  CHECK_EQ(write(to[1], photo.data(), photo.size()), static_cast<ssize_t>(photo.size()));  // without a newline
   close(to[1]);
   char line[4096];
-  CHECK(std::fgets(line, sizeof line, out) != nullptr && has(line, last) && std::fgets(line, sizeof line, out) == nullptr);
+  CHECK(std::fgets(line, sizeof line, out) != nullptr && has(line, photo));
+  CHECK(std::fgets(line, sizeof line, out) == nullptr);
   std::fclose(out);
   int status = 0;
   CHECK_EQ(waitpid(child, &status, 0), child);
@@ -360,7 +404,7 @@ TEST(wrong_usage_is_2_and_a_wrong_model_1) {
   CHECK_EQ(classify("--help").code, 0);
   for (const std::string& arguments :
        {std::string(), model, model + " x --top-k", model + " x --top-k 0", model + " x --top-k 2x", model + " x --format xml",
-        model + " x --nonsense", model + " x --info=1", model + " x -o x.txt", model + " x --resume", model + " x -o x.csv --format csv", model + " x --workers 0", model + " x --dtype int8", model + " x --device gpu", model + " x --threads -1"}) {
+        model + " x --nonsense", model + " x --info=1", model + " x -o x.txt", model + " x --resume", model + " x -o x.csv --format csv", model + " x --workers 0", model + " x --max-pixels 0", model + " x --dtype int8", model + " x --device gpu", model + " x --threads -1"}) {
     const auto run = classify(arguments);
     if (run.code != 2 || run.errors.find("swsl-classify: error: ") != 0)
       check::fail(__FILE__, __LINE__, '"', arguments, "\" gave ", run.code, " and \"", run.errors, '"');

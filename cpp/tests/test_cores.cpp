@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <thread>
@@ -141,4 +142,18 @@ TEST(affinity_counts) {
   CHECK_EQ(sched_setaffinity(0, sizeof one, &one), 0);
   CHECK_EQ(swsl::available_cores(), 1);
   sched_setaffinity(0, sizeof before, &before);
+}
+
+TEST(what_a_scheduler_allots_counts) {
+  for (const char* text : {"3", " 3 ", "3,2", "3, 2,1"}) CHECK_EQ(swsl::omp_num_threads(text).value_or(0), 3);
+  for (const char* text : {"", "0", "-1", "three", "3;2", "3x", "3,0", "3,,2", "99999999999"}) CHECK(!swsl::omp_num_threads(text));
+  CHECK(!swsl::omp_num_threads(nullptr));
+  const char* before = std::getenv("OMP_NUM_THREADS");
+  const std::string kept = before != nullptr ? before : "";
+  setenv("OMP_NUM_THREADS", "1", 1);
+  CHECK_EQ(swsl::available_cores(), 1);
+  if (before != nullptr)
+    setenv("OMP_NUM_THREADS", kept.c_str(), 1);
+  else
+    unsetenv("OMP_NUM_THREADS");
 }

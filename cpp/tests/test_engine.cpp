@@ -3,11 +3,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <thread>
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <torch/csrc/jit/api/module.h>
 
 #include "check.h"
 #include "test_data.h"
@@ -25,22 +25,12 @@ at::Tensor batch(std::int64_t count, std::int64_t height = 64, std::int64_t widt
   return swsl::golden_input({count, 3, height, width}) / 2;
 }
 
-at::Tensor expected(const char* method, const at::Tensor& input) {
-  const c10::InferenceMode inference;
-  return model().module().get_method(method)({input}).toTensor();
-}
-
 }  // namespace
 
 TEST(any_batch_and_size_gives_the_modules_own_answers) {
   const auto engine = make_engine(model(), {.max_batch = 4});
-  for (const int count : {1, 2, 3, 4, 5, 7, 8, 13}) {
-    const auto input = batch(count);
-    CHECK(swsl::relative_error(engine->forward(input), expected("forward", input)) <= 1e-5);
-    CHECK(swsl::relative_error(engine->embed(input), expected("embed", input)) <= 1e-5);
-  }
-  const auto wide = batch(2, 96, 130);
-  CHECK(swsl::relative_error(engine->forward(wide), expected("forward", wide)) <= 1e-5);
+  for (const int count : {1, 2, 3, 4, 5, 7, 8, 13}) CHECK(error_of(*engine, model(), batch(count)) <= 1e-5);
+  CHECK(error_of(*engine, model(), batch(2, 96, 130)) <= 1e-5);
 }
 
 TEST(an_empty_batch_gives_no_rows) {
@@ -71,10 +61,8 @@ TEST(each_dtype_keeps_its_tolerance) {
   const auto input = batch(5);
   for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
     const auto engine = make_engine(model(), {.dtype = dtype});
-    const auto logits = engine->forward(input);
-    CHECK(logits.scalar_type() == at::kFloat);
-    const double tolerance = model().metadata().golden.tolerances.at(swsl::dtype_name(dtype));
-    CHECK(swsl::relative_error(logits, expected("forward", input)) <= tolerance);
+    CHECK(engine->forward(input).scalar_type() == at::kFloat && engine->embed(input).scalar_type() == at::kFloat);
+    CHECK(error_of(*engine, model(), input) <= model().metadata().golden.tolerances.at(swsl::dtype_name(dtype)));
     CHECK_EQ(engine->info().dtype, swsl::dtype_name(dtype));
     CHECK(engine->info().golden.passed() && !engine->info().reason.empty());
   }
@@ -96,7 +84,9 @@ TEST(faulty_arguments_are_named) {
 
 TEST(a_module_that_fails_its_golden_check_is_refused) {
   const auto wrong = swsl::FrozenModel::load(data("wrong_golden.pt"));
-  CHECK_THROWS(swsl::ModelError, "wrong_golden.pt: golden check failed in float32 on cpu", make_engine(wrong));
+  for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf})
+    CHECK_THROWS(swsl::ModelError, "wrong_golden.pt: golden check failed in float32 on cpu: features off by",
+                 make_engine(wrong, {.dtype = dtype}));
 }
 
 TEST(threads_are_the_engines_own) {
@@ -125,4 +115,40 @@ TEST(a_forked_process_is_told_to_make_its_own) {
   int status = -1;
   CHECK_EQ(waitpid(child, &status, 0), child);
   CHECK_EQ(status, 0);
+}
+
+TEST(a_forked_process_can_destroy_what_it_has_of_its_parents) {
+  for (const auto dtype : {at::kFloat, at::kHalf}) {
+    auto engine = make_engine(model(), {.dtype = dtype, .threads = 2});
+    engine->forward(batch(1));
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));  // so that its threads wait for work
+    const auto child = fork();
+    if (child == 0) {
+      alarm(60);  // which ends a child that hangs
+      engine.reset();
+      _exit(0);
+    }
+    int status = -1;
+    CHECK_EQ(waitpid(child, &status, 0), child);
+    CHECK_EQ(status, 0);
+  }
+}
+
+TEST(a_forked_process_makes_and_uses_an_engine_of_its_own) {
+  at::set_num_threads(2);
+  at::randn({500, 500}).matmul(at::randn({500, 500}));  // OpenMP has threads now, which the child lacks
+  for (const auto dtype : {at::kFloat, at::kHalf}) {
+    const auto input = batch(5);
+    const auto expected = make_engine(model(), {.dtype = dtype})->forward(input);
+    const auto child = fork();
+    if (child == 0) {
+      alarm(60);  // which ends a child that hangs
+      const auto own = swsl::FrozenModel::load(data("tiny.pt"));
+      const auto found = make_engine(own, {.dtype = dtype})->forward(input);
+      _exit(std::equal(found.data_ptr<float>(), found.data_ptr<float>() + found.numel(), expected.data_ptr<float>()) ? 0 : 1);
+    }
+    int status = -1;
+    CHECK_EQ(waitpid(child, &status, 0), child);
+    CHECK_EQ(status, 0);
+  }
 }

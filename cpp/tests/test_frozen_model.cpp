@@ -1,13 +1,13 @@
 #include <swsl/frozen_model.h>
 
 #include <ATen/ATen.h>
-#include <torch/csrc/jit/api/module.h>
 
 #include "check.h"
 #include "test_data.h"
 
 using swsl::FrozenModel;
 using swsl::ModelError;
+using swsl::Outputs;
 
 TEST(metadata_are_what_the_exporter_wrote) {
   const auto model = FrozenModel::load(data("tiny.pt"));
@@ -54,18 +54,38 @@ TEST(golden_input_is_the_formula) {
 
 TEST(golden_check_tells_right_from_wrong) {
   const auto model = FrozenModel::load(data("tiny.pt"));
-  auto module = model.module();
-  const auto right = [&](const at::Tensor& batch) { return module.forward({batch}).toTensor(); };
+  const auto right = [&](const at::Tensor& batch) { return own_outputs(model, batch); };
   CHECK(model.check_golden(right, at::kFloat).passed());
-  const auto wrong = [&](const at::Tensor& batch) { return right(batch) * 1.001; };
-  CHECK(!model.check_golden(wrong, at::kFloat).passed());
-  CHECK(model.check_golden(wrong, at::kBFloat16).passed());
-  CHECK(!model.check_golden([](const at::Tensor&) { return at::zeros({1, 3}); }, at::kFloat).passed());
-  CHECK(!model.check_golden([](const at::Tensor&) { return at::full({1, 10}, NAN); }, at::kBFloat16).passed());
+  const auto with = [&](double logits, double features) {
+    return [&, logits, features](const at::Tensor& batch) {
+      const auto outputs = right(batch);
+      return Outputs{outputs.logits * logits, outputs.features * features};
+    };
+  };
+  for (const auto& wrong : {with(1.01, 1), with(1, 1.001)}) {
+    CHECK(!model.check_golden(wrong, at::kFloat).passed());
+    CHECK(model.check_golden(wrong, at::kBFloat16).passed());
+  }
+  const auto text = model.check_golden(with(1, 1.001), at::kFloat).text();
+  CHECK(text.starts_with("features off by 0.001 and logits by ") && text.ends_with(", expected at most 1e-05"));
+  const auto features = at::ones({1, 2048});
+  CHECK(!model.check_golden([&](const at::Tensor&) { return Outputs{at::zeros({1, 3}), features}; }, at::kFloat).passed());
+  CHECK(!model.check_golden([&](const at::Tensor&) { return Outputs{at::full({1, 10}, NAN), features}; }, at::kBFloat16).passed());
 }
 
-TEST(relative_error_is_of_the_largest_magnitude) {
-  CHECK_EQ(swsl::relative_error(at::tensor({1.0, -4.0, 2.5}), at::tensor({1.0, -4.0, 2.0})), 0.125);
-  CHECK(std::isinf(swsl::relative_error(at::tensor({1.0}), at::tensor({1.0, 2.0}))));
-  CHECK(std::isinf(swsl::relative_error(at::tensor({NAN}), at::tensor({1.0}))));
+TEST(an_error_is_of_the_sums_that_made_the_answer) {
+  const auto error = [](const at::Tensor& actual, const at::Tensor& expected) { return swsl::relative_error(actual, expected); };
+  CHECK_EQ(error(at::tensor({3.0, -3.0, 6.0, 8.0}).view({2, 2}), at::tensor({3.0, -4.0, 6.0, 8.0}).view({2, 2})), 0.2);
+  CHECK_EQ(error(at::zeros({2, 2}), at::zeros({2, 2})), 0);
+  CHECK(std::isinf(error(at::ones({1, 2}), at::zeros({1, 2}))));
+  CHECK(std::isinf(error(at::tensor({1.0}), at::tensor({1.0, 2.0}))));
+  CHECK(std::isinf(error(at::tensor({NAN}), at::tensor({1.0}))));
+  swsl::Golden golden;
+  golden.weight_norms = {5, 2};
+  golden.biases = {0, 1};
+  const Outputs expected{at::tensor({0.0, 1e-9}).unsqueeze(0), at::tensor({3.0, 4.0}).unsqueeze(0)};
+  const Outputs actual{at::tensor({0.0, 5.5}).unsqueeze(0), expected.features};  // the scale is 25 and 11
+  const auto errors = swsl::output_errors(golden, actual, expected);
+  CHECK_EQ(errors.features, 0);
+  CHECK(std::abs(errors.logits - 0.5) < 1e-6);
 }

@@ -1,3 +1,8 @@
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
@@ -250,6 +255,81 @@ TEST(exif_orientation_turns_the_image_upright) {
   }
 }
 
+// Mutations as in fuzz_image.cpp, which finds its own.
+TEST(parts_of_damaged_images_are_those_of_the_whole) {
+  std::vector<Bytes> seeds;
+  for (const auto& sampling : samplings)
+    for (const bool progressive : {false, true})
+      seeds.push_back(fixtures::jpeg(fixtures::picture(70, 45, 3), 70, 45, {3, sampling, progressive, progressive ? 2 : 0}));
+  seeds.push_back(fixtures::png(fixtures::picture(20, 90, 1), 20, 30, 8, 2, true));
+  std::mt19937 random(5);
+  int sound = 0;
+  for (int i = 0; i < 2000; ++i) {
+    Bytes bytes = seeds[random() % seeds.size()];
+    for (auto wrong = random() % 4; wrong > 0; --wrong) bytes[random() % bytes.size()] = static_cast<std::uint8_t>(random());
+    if (random() % 8 == 0) bytes.resize(random() % bytes.size());
+    CHECK_EQ(fixtures::part_against_whole(bytes.data(), bytes.size()), "");
+    sound += error_of(bytes).empty();
+  }
+  CHECK(sound > 500);
+}
+
+TEST(progressive_jpegs_that_lack_scans_are_smoothed_as_pillow_does_or_refused) {
+  std::mt19937 random(6);
+  swsl::ImageDecoder decoder;
+  int lacking = 0;
+  for (const auto& sampling : samplings) {
+    const Bytes whole = fixtures::jpeg(fixtures::picture(150, 100, 3), 150, 100, {3, sampling, true});
+    std::vector<std::size_t> scans;
+    for (std::size_t i = 0; i + 1 < whole.size(); ++i)
+      if (whole[i] == 0xFF && whole[i + 1] == 0xDA) scans.push_back(i);
+    for (std::size_t i = 1; i < scans.size(); ++i) {
+      Bytes part(whole.begin(), whole.begin() + static_cast<std::ptrdiff_t>(scans[i]));
+      part.insert(part.end(), {0xFF, 0xD9});
+      const std::string error = error_of(part);
+#if LIBJPEG_TURBO_VERSION_NUMBER >= 3000000
+      const swsl::Rect needed = random_rectangle(random, 150, 100);
+      decoder.open(part.data(), part.size());
+      CHECK_EQ(error, "");
+      CHECK(same_region(decoder.decode(needed), decode(part), needed));
+#else
+      CHECK(error.empty() || error.starts_with("test.img: a progressive JPEG that lacks scans; swsl was built with libjpeg-turbo 2."));
+      if (!error.empty()) CHECK_THROWS(swsl::UnsupportedFormat, "which smooths what is missing otherwise than Pillow's", decode(part));
+#endif
+      lacking += !error.empty();
+    }
+    CHECK_EQ(error_of(whole), "");
+  }
+  CHECK(lacking > 0 || LIBJPEG_TURBO_VERSION_NUMBER >= 3000000);
+}
+
+TEST(a_jpeg_of_more_than_100_scans_is_refused) {
+  Bytes bytes = fixtures::jpeg(fixtures::picture(16, 16, 1), 16, 16, {1, {{1, 1}}, true});
+  const auto scan = [&](std::size_t from) {
+    while (bytes[from] != 0xFF || bytes[from + 1] != 0xDA) ++from;
+    return from;
+  };
+  const std::size_t first = scan(0), second = scan(first + 1);
+  // The first one, of the brightness of blocks, over and over, with the tables between the two.
+  const Bytes again(bytes.begin() + static_cast<std::ptrdiff_t>(first), bytes.begin() + static_cast<std::ptrdiff_t>(second));
+  std::size_t count = 0;
+  for (std::size_t i = 0; i + 1 < bytes.size(); ++i) count += bytes[i] == 0xFF && bytes[i + 1] == 0xDA;
+  for (; count < swsl::max_scans; ++count) bytes.insert(bytes.begin() + static_cast<std::ptrdiff_t>(first), again.begin(), again.end());
+  CHECK_EQ(error_of(bytes), "");
+  bytes.insert(bytes.begin() + static_cast<std::ptrdiff_t>(first), again.begin(), again.end());
+  CHECK(error_of(bytes).starts_with("test.img: a JPEG of more than 100 scans, each of which goes through the whole image"));
+}
+
+TEST(max_pixels) {
+  const Bytes bytes[] = {fixtures::jpeg(fixtures::picture(20, 30, 3), 20, 30, {}), fixtures::png(fixtures::picture(20, 90, 1), 20, 30, 8, 2, false)};
+  for (const Bytes& image : bytes) {
+    CHECK_EQ(decode(image, {.max_pixels = 600}).width, 30);
+    CHECK_THROWS(swsl::ImageError, "test.img: 20 × 30 pixels (height × width); expected at least 1 and at most 599; raise max_pixels if you trust it",
+                 decode(image, {.max_pixels = 599}));
+  }
+  CHECK_THROWS(std::invalid_argument, "max_pixels: expected 1 or more, got 0", swsl::ImageDecoder({.max_pixels = 0}));
+}
+
 TEST(files) {
   namespace fs = std::filesystem;
   const fs::path folder = fs::temp_directory_path() / "swsl_test_image";
@@ -265,10 +345,33 @@ TEST(files) {
   CHECK_THROWS(swsl::ImageError, missing + ": cannot be opened: ", swsl::read_image(missing));
   CHECK_THROWS(swsl::ImageError, directory + ": is a directory", swsl::read_image(directory));
   CHECK_THROWS(swsl::ImageError, empty + ": is empty", swsl::read_image(empty));
+  CHECK_THROWS(swsl::ImageError, "its name goes on after a zero byte", swsl::read_image((folder / "good.jpg").string() + '\0'));
   const std::string locked = write("locked.jpg", bytes);
   fs::permissions(locked, fs::perms::none);
   if (!std::ifstream(locked).is_open())  // root reads everything
     CHECK_THROWS(swsl::ImageError, locked + ": cannot be opened: ", swsl::read_image(locked));
+  fs::remove_all(folder);
+}
+
+// A pipe that nobody writes to would be waited for: the alarm ends the test then.
+TEST(pipes_sockets_and_devices_are_refused_unopened) {
+  namespace fs = std::filesystem;
+  const fs::path folder = fs::temp_directory_path() / "swsl_test_image_special";
+  fs::remove_all(folder);
+  fs::create_directories(folder);
+  const std::string pipe = (folder / "pipe.jpg").string(), socket = (folder / "socket.jpg").string();
+  CHECK_EQ(mkfifo(pipe.c_str(), 0666), 0);
+  const int listener = ::socket(AF_UNIX, SOCK_STREAM, 0);
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  socket.copy(address.sun_path, sizeof address.sun_path - 1);
+  CHECK_EQ(bind(listener, reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
+  alarm(60);
+  CHECK_THROWS(swsl::ImageError, pipe + ": is a pipe; expected an image file", swsl::read_image(pipe));
+  CHECK_THROWS(swsl::ImageError, socket + ": is a socket; expected an image file", swsl::read_image(socket));
+  CHECK_THROWS(swsl::ImageError, "/dev/null: is a device; expected an image file", swsl::read_image("/dev/null"));
+  alarm(0);
+  close(listener);
   fs::remove_all(folder);
 }
 

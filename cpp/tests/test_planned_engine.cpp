@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include <ATen/ATen.h>
-#include <torch/csrc/jit/api/module.h>
 
 #include "check.h"
 #include "engine/cpu/kernels.h"
@@ -47,9 +46,7 @@ TEST(an_operator_it_does_not_know_is_named) {
   const auto engine = make_engine(other);
   CHECK_EQ(engine->info().name, "torchscript");
   if (swsl::cpu::float32_kernels()) CHECK(contains(engine->info().reason, "has no aten::silu"));
-  const c10::InferenceMode inference;
-  const auto input = batch(2);
-  CHECK(swsl::relative_error(engine->forward(input), other.module().get_method("forward")({input}).toTensor()) <= 1e-5);
+  CHECK(error_of(*engine, other, batch(2)) <= 1e-5);
 }
 
 TEST(the_answers_do_not_depend_on_the_batch) {

@@ -1,6 +1,11 @@
 #include <swsl/stream.h>
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <atomic>
+#include <chrono>
+#include <functional>
 #include <latch>
 #include <thread>
 
@@ -231,11 +236,49 @@ TEST(a_stream_may_outlive_its_runner) {
   CHECK_EQ(stream->pop().value().predictions.size(), 5u);
 }
 
+TEST(a_forked_process_can_destroy_a_stream_and_its_runner_and_nothing_else) {
+  auto made = std::make_unique<Runner>(data("tiny.pt"), swsl::RunnerOptions{.threads = 2, .batch_size = 2});
+  auto stream = std::make_unique<Stream>(*made, swsl::StreamOptions{.workers = 2});
+  stream->push(data("photo.jpg"));
+  made->logits(std::vector<ImageSource>(2, data("photo.jpg")));
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));  // so that their threads wait for work
+  const auto child = fork();
+  if (child == 0) {
+    alarm(60);  // which ends a child that hangs
+    int refused = 0;
+    const std::function<void()> uses[] = {
+        [&] { stream->under_way(); },
+        [&] { stream->push(data("photo.jpg")); },
+        [&] { stream->wait_for(std::chrono::milliseconds(0)); },
+        [&] { stream->finish(); },
+        [&] { stream->pop(); },
+        [&] { Stream another(*made); },
+        [&] { made->classify_file(data("photo.jpg")); },
+    };
+    for (const auto& use : uses) {
+      try {
+        use();
+      } catch (const std::runtime_error& error) {
+        refused += std::string(error.what()).find("before the process forked") != std::string::npos;
+      }
+    }
+    stream.reset();
+    made.reset();
+    _exit(refused == 7 ? 0 : 1);
+  }
+  int status = -1;
+  CHECK_EQ(waitpid(child, &status, 0), child);
+  CHECK_EQ(status, 0);
+  stream->finish();
+  CHECK_EQ(stream->pop().value().predictions.size(), 5u);
+}
+
 TEST(options_are_checked) {
   CHECK_THROWS(std::invalid_argument, "batch_size: expected 0 or more, got -1", Stream(runner(), {.batch_size = -1}));
   CHECK_THROWS(std::invalid_argument, "workers: expected 0 or more, got -1", Stream(runner(), {.workers = -1}));
   CHECK_THROWS(std::invalid_argument, "top_k: expected 1 or more, got 0", Stream(runner(), {.top_k = 0}));
-  CHECK_THROWS(std::invalid_argument, "max_wait: expected 0 or more, got -1000 µs", Stream(runner(), {.max_wait = std::chrono::milliseconds(-1)}));
+  CHECK_THROWS(std::invalid_argument, "max_wait: expected 0 or more, got -7 µs",
+               Stream(runner(), {.max_wait = std::chrono::microseconds(-7)}));
 }
 
 // In the following tests nothing is pushed before the result before it is there: without max_wait they would wait for ever.

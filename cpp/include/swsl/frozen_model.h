@@ -2,7 +2,8 @@
 //
 //   auto model = swsl::FrozenModel::load("model.pt");
 //   std::cout << model.metadata().variant.value_or("fine-tuned") << ": " << model.metadata().labels.size() << " classes\n";
-//   auto check = model.check_golden([&](const at::Tensor& batch) { return engine->forward(batch); }, at::kFloat);
+//   const auto compute = [&](const at::Tensor& batch) { return swsl::Outputs{engine->forward(batch), engine->embed(batch)}; };
+//   auto check = model.check_golden(compute, at::kFloat);
 //   if (!check.passed()) …
 //
 // Errors: ModelError, whose message opens with the file's name, for whatever is wrong with the file.
@@ -10,6 +11,7 @@
 // Thread safety: a FrozenModel does not change after `load`; its const functions may be called from any number of threads.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <functional>
@@ -45,11 +47,20 @@ struct Architecture {
   std::int64_t num_classes = 0;
 };
 
-// The deterministic input of `golden_input(shape)`, and the logits that the exporter got for it.
+// What a network makes of a batch.
+struct Outputs {
+  at::Tensor logits;    // N×classes
+  at::Tensor features;  // N×D, which the classifier takes
+};
+
+// The deterministic input of `golden_input(shape)`, what the exporter got for it, and how far from that an engine may be.
 struct Golden {
-  std::vector<std::int64_t> shape;  // 1×3×H×W
-  std::vector<double> logits;       // num_classes
-  std::map<std::string, double> tolerances;  // by dtype ("float32", …): the relative error to accept from an engine computing in it
+  std::vector<std::int64_t> shape;   // 1×3×H×W
+  std::vector<double> features;      // D
+  std::vector<double> logits;        // num_classes
+  std::vector<double> weight_norms;  // num_classes: of the classifier's weights
+  std::vector<double> biases;        // num_classes: their magnitudes
+  std::map<std::string, double> tolerances;  // by dtype ("float32", …): the error to accept from an engine computing in it
 };
 
 // `swsl.json` inside the file.
@@ -68,17 +79,28 @@ struct Metadata {
   std::string json;  // the text all this was read from
 };
 
-// max |actual - expected| / max |expected|, in double; infinite if either holds a value that is not finite, or shapes differ.
+// The largest ‖actual - expected‖ / ‖expected‖ of a row, in double; infinite if either holds a value that is not finite, or
+// shapes differ.
 SWSL_API double relative_error(const at::Tensor& actual, const at::Tensor& expected);
+
+// An error is compared with the size of the sums that made the answer: swsl/golden.py says why.
+struct OutputErrors {
+  double features = 0;  // relative_error
+  double logits = 0;    // the largest |actual - expected| / (‖weights‖ ‖features‖ + |bias|)
+
+  double largest() const { return std::max(features, logits); }
+};
+SWSL_API OutputErrors output_errors(const Golden& golden, const Outputs& actual, const Outputs& expected);
 
 // float32; element i (row-major) is (((i * 2654435761) mod 2^32 >> 24) - 128) / 64: every value exact.
 SWSL_API at::Tensor golden_input(const std::vector<std::int64_t>& shape);
 
 struct GoldenResult {
-  double relative_error = 0;
-  double tolerance = 0;
+  OutputErrors errors;
+  double tolerance = 0;  // of both
 
-  bool passed() const { return relative_error <= tolerance; }
+  bool passed() const { return errors.features <= tolerance && errors.logits <= tolerance; }
+  std::string text() const;  // "features off by 1e-03 and logits by 2e-04, expected at most 1e-05"
 };
 
 class SWSL_API FrozenModel {
@@ -94,8 +116,8 @@ class SWSL_API FrozenModel {
   // On the CPU, float32, frozen: weights are constants of its methods `forward` and `embed`.
   const torch::jit::Module& module() const;
 
-  // Runs `forward` (batch N×3×H×W float32 on the CPU → logits N×classes, any device and dtype) on the golden input.
-  GoldenResult check_golden(const std::function<at::Tensor(const at::Tensor&)>& forward, at::ScalarType dtype) const;
+  // Runs `compute` (batch N×3×H×W float32 on the CPU → outputs on any device, in any dtype) on the golden input.
+  GoldenResult check_golden(const std::function<Outputs(const at::Tensor&)>& compute, at::ScalarType dtype) const;
 
  private:
   struct State;

@@ -14,6 +14,9 @@
 //
 // Formats: JPEG and PNG. Anything else, or a format whose library was missing when swsl was built, is
 // `UnsupportedFormat`. As in Pillow, JPEG data that libjpeg can repair with a warning are accepted, truncated data are not.
+// A progressive JPEG that lacks scans is smoothed by libjpeg, and not as Pillow's does it where swsl was built with a libjpeg-turbo
+// before 3: there it is `UnsupportedFormat` too. PNGs are judged by libpng, stricter than Pillow where their structure or a checksum
+// is wrong; tests/test_fuzz_images.py has the list of all such differences, and finds no other.
 //
 // Errors: `ImageError` (its message opens with the name of the image) for whatever is wrong with a file or its bytes;
 // std::invalid_argument for a faulty argument.
@@ -72,6 +75,12 @@ struct Rect {
   int width = 0;
 };
 
+// Pillow's Image.MAX_IMAGE_PIXELS. Pillow warns above this and refuses above twice as much; here a warning would go unseen.
+inline constexpr std::int64_t default_max_pixels = 89'478'485;
+
+// A JPEG of more scans is an ImageError: each goes through the whole image, whatever little it holds. Encoders write about ten.
+inline constexpr int max_scans = 100;
+
 struct DecodeOptions {
   // Turn and mirror the pixels as the EXIF orientation says (`PIL.ImageOps.exif_transpose`).
   bool exif_orientation = false;
@@ -80,11 +89,10 @@ struct DecodeOptions {
   // inside the inverse DCT, as long as the decoded shorter side stays at least twice this long. The pixels are no
   // longer those of a full decode followed by the resize.
   int dct_scaling = 0;
-};
 
-// Pillow's Image.MAX_IMAGE_PIXELS. Pillow warns above this and refuses above twice as much; here, where a warning would go
-// unseen, an image of more pixels is an ImageError.
-inline constexpr std::int64_t max_image_pixels = 89'478'485;
+  // An image of more pixels is an ImageError, before anything is allocated: a small file can hold a great many.
+  std::int64_t max_pixels = default_max_pixels;
+};
 
 // What this build can decode (a library may have been missing).
 SWSL_API bool decodes_jpeg() noexcept;

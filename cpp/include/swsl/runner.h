@@ -16,6 +16,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -31,25 +32,6 @@
 
 namespace swsl {
 
-struct RunnerOptions {
-  std::string device = "cpu";     // "cpu", "cuda", "cuda:1", "auto" (CUDA if there is a device)
-  // Of weights and activations: "float32", "bfloat16", "float16", or "auto": the faster of the first two, measured once for a
-  // machine and model, bfloat16 only if its logits are within the tolerance. On CUDA also "tf32": float32 whose products are of
-  // numbers rounded to 10 bits of mantissa; "float32" never does that. Logits are float32.
-  std::string dtype = "float32";
-  // That compute the forward pass on a CPU, and that decode and preprocess the images of a batch before it. 0: as many as
-  // this process may use cores, by its affinity and its cgroup's CPU quota.
-  int threads = 0;
-  int batch_size = 0;  // images in one forward pass at most; 0: 16 on a CPU, 64 on CUDA
-  bool exif_orientation = false;  // turn images as their EXIF tag says (timm and torchvision do not)
-  // Inexact: JPEGs of at least four times the size that they are resized to are shrunk inside the decoder (image.h); the
-  // README has what that gains and what it does to logits.
-  bool dct_scaling = false;
-  // Inexact, CUDA only: JPEGs of the usual kind (baseline, YCbCr, not turned by exif_orientation) are decoded by nvJPEG, whose pixels
-  // differ from libjpeg's; the CPU decodes all else, and whatever nvJPEG refuses. Needs cuda_kernels and nvjpeg of BuildInfo.
-  bool nvjpeg = false;
-};
-
 // The bytes of an image file. `name` is what errors call it.
 struct EncodedImage {
   const void* data = nullptr;
@@ -59,6 +41,34 @@ struct EncodedImage {
 
 // A file's path, an encoded image, or decoded pixels. Nothing is owned: bytes and pixels must outlive the call.
 using ImageSource = std::variant<std::string, EncodedImage, ImageView>;
+
+struct RunnerOptions {
+  std::string device = "cpu";     // "cpu", "cuda", "cuda:1", "auto" (CUDA if there is a device)
+  // Of weights and activations: "float32", "bfloat16", "float16", or "auto": the faster of the first two, measured once for a
+  // machine and model, bfloat16 only if its logits are within the tolerance. On CUDA also "tf32": float32 whose products are of
+  // numbers rounded to 10 bits of mantissa; "float32" never does that. Logits are float32.
+  std::string dtype = "float32";
+  // That forward pass and image decoding share; all threads of this runner and its streams together never keep more busy. 0: as many
+  // as this process may use, by its affinity, its cgroup's CPU quota and OMP_NUM_THREADS, the smallest of them.
+  int cores = 0;
+  // That compute the forward pass on a CPU, and that decode and preprocess the images of a batch before it, at most `cores`.
+  // 0: as many as `cores`.
+  int threads = 0;
+  int batch_size = 0;  // images in one forward pass at most; 0: 16 on a CPU, 64 on CUDA
+  bool exif_orientation = false;  // turn images as their EXIF tag says (timm and torchvision do not)
+  // Inexact: JPEGs of at least four times the size that they are resized to are shrunk inside the decoder (image.h); the
+  // README has what that gains and what it does to logits.
+  bool dct_scaling = false;
+  // Inexact, CUDA only: JPEGs of the usual kind (baseline, YCbCr, not turned by exif_orientation) are decoded by nvJPEG, whose pixels
+  // differ from libjpeg's; the CPU decodes all else, and whatever nvJPEG refuses. Needs cuda_kernels and nvjpeg of BuildInfo.
+  bool nvjpeg = false;
+  // Of an image at most; one of more is an error (image.h).
+  std::int64_t max_pixels = default_max_pixels;
+  // Called for an image that this build does not decode (UnsupportedFormat), from any thread and from several at a time: its pixels,
+  // upright if that is asked for, or an empty Image if these cannot be had here either. ImageError says what is wrong with the image;
+  // other exceptions end the call or stream.
+  std::function<Image(const ImageSource&)> decode_other = nullptr;
+};
 
 struct Prediction {
   std::string label;

@@ -12,9 +12,10 @@
 //
 // Results come in the order of the images. An image that cannot be used is a result with an error.
 //
-// Live sources, whose next image may be long in coming: while the thread above waits for its next path it shows nothing. Let one
-// thread push and another pop, or ask `wait_for` while there is nothing to push. A batch that is not full is computed once nothing
-// has been pushed for `max_wait`; then how images are put together, and with it the last digits of a result, is up to their timing.
+// Live sources, whose next image may be long in coming: while the thread above waits for its next path it shows
+// nothing. Let one thread push and another pop, or ask `wait_for` while there is nothing to push. A batch that is not
+// full is computed once nothing has been pushed for `max_wait`; then how images are put together, and with it the last
+// digits of a result, is up to their timing.
 //
 // Cores: an image that is decoded and preprocessed takes one of the cores that the process may use, a forward pass on the
 // CPU as many as it has threads and one on a GPU none; both wait for free ones, so the streams of one runner never keep
@@ -25,7 +26,8 @@
 //
 // Thread safety: one thread may push while another pops; two may not push, nor pop, at the same time. A stream may be
 // destroyed at any moment when no call is under way: it waits for the images in the decoders and the batch in the forward
-// pass, and drops the rest. It may outlive its runner. A process forked off meanwhile can only destroy it.
+// pass, and drops the rest. It may outlive its runner. A process forked off meanwhile can only destroy it;
+// anything else is std::runtime_error there.
 #pragma once
 
 #include <chrono>
@@ -48,12 +50,12 @@ enum class Output { predictions, embedding, logits };
 
 struct StreamOptions {
   int batch_size = 0;  // images in one forward pass; 0: the runner's
-  int workers = 0;     // threads that read, decode and preprocess; 0: as many as this process may use cores
+  int workers = 0;     // threads that read, decode and preprocess; 0: as many as the runner has cores
   int top_k = 5;       // predictions of an image; a model with fewer classes gives all of them
   Output output = Output::predictions;
 
-  // After so long without a push, the images that are there are computed without waiting for a full batch; nullopt: only full
-  // batches before `finish`, so that results do not depend on timing.
+  // After so long without a push, the images that are there are computed without waiting for a full batch; nullopt:
+  // only full batches before `finish`, so that results do not depend on timing.
   std::optional<std::chrono::microseconds> max_wait = std::chrono::milliseconds(10);
 };
 
@@ -89,6 +91,8 @@ class SWSL_API Stream {
   bool wait_for(std::chrono::milliseconds time) const;
 
  private:
+  Pipeline& pipeline() const;
+
   const StreamOptions options_;
   const std::shared_ptr<Runner::State> runner_;
   const pid_t process_ = getpid();

@@ -3,9 +3,11 @@
 #include <charconv>
 #include <stdexcept>
 
+#include <ATen/Parallel.h>
 #include <torch/cuda.h>
 
 #include "auto_dtype.h"
+#include "fresh_thread.h"
 #include "engine/cpu/cpu_engine.h"
 #if SWSL_CUDA_KERNELS
 #include "engine/cuda/cuda_engine.h"
@@ -56,7 +58,9 @@ double peak_flops(at::ScalarType dtype, int threads) {
   return multiply_add_peak(dtype, threads);
 }
 
-std::unique_ptr<Engine> make_engine(const FrozenModel& model, const EngineOptions& options) {
+namespace {
+
+std::unique_ptr<Engine> make_engine_here(const FrozenModel& model, const EngineOptions& options) {
   if (options.dtype != at::ScalarType::Undefined) dtype_name(options.dtype);  // refuses the others
   if (options.threads < 0) throw std::invalid_argument("threads: expected 0 or more, got " + std::to_string(options.threads));
   if (options.max_batch < 1)
@@ -64,6 +68,15 @@ std::unique_ptr<Engine> make_engine(const FrozenModel& model, const EngineOption
   if (options.dtype == at::ScalarType::Undefined && !options.tf32) return make_fastest_engine(model, options);
   if (options.tf32 && (options.dtype != at::kFloat || !options.device.is_cuda()))
     throw std::invalid_argument("tf32: expected dtype float32 on a CUDA device, got " + dtype_name(options.dtype) + " on " + options.device.str());
+  // What a narrow dtype rounds hides what may be wrong with the file, so that is looked for in float32.
+  if (options.dtype != at::kFloat || options.tf32) {
+    EngineOptions exact = options;
+    exact.device = at::kCPU;
+    exact.dtype = at::kFloat;
+    exact.tf32 = false;
+    exact.max_batch = 1;
+    make_engine(model, exact);
+  }
   std::string why_not;
   if (options.device.is_cpu()) {
     if (auto engine = make_cpu_engine(model, options, why_not)) return engine;
@@ -76,6 +89,15 @@ std::unique_ptr<Engine> make_engine(const FrozenModel& model, const EngineOption
     if (options.tf32) throw std::invalid_argument("tf32: only the CUDA engine computes in it, and " + why_not);
   }
   return make_torchscript_engine(model, options, why_not);
+}
+
+}  // namespace
+
+std::unique_ptr<Engine> make_engine(const FrozenModel& model, const EngineOptions& options) {
+  if (!options.device.is_cpu()) return make_engine_here(model, options);
+  EngineOptions complete = options;
+  if (options.threads == 0) complete.threads = at::get_num_threads();  // which is of each thread
+  return on_fresh_thread([&] { return make_engine_here(model, complete); });
 }
 
 }  // namespace swsl

@@ -1,5 +1,6 @@
 #include "forward_thread.h"
 
+#include <new>
 #include <stdexcept>
 
 #include <ATen/Parallel.h>
@@ -21,6 +22,7 @@ ForwardThread::ForwardThread(int threads) {
 ForwardThread::~ForwardThread() {
   if (getpid() != process_) {  // the thread did not come along through fork
     thread_.detach();
+    new (&changed_) std::condition_variable;  // the old one's end would wait for the threads that wait for it
     return;
   }
   {

@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
-#include <cstdio>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -173,7 +172,7 @@ class TorchScriptEngine final : public Engine {
       std::string failure;
       try {
         prepare(model, Form::blocked);
-        if (!info_.golden.passed()) failure = "golden check: relative error " + std::to_string(info_.golden.relative_error);
+        if (!info_.golden.passed()) failure = "golden check: " + info_.golden.text();
       } catch (const std::exception& error) {
         failure = std::string(error.what()).substr(0, 200);
       }
@@ -187,13 +186,10 @@ class TorchScriptEngine final : public Engine {
       info_.reason = "LibTorch's interpreter on the frozen graph; this torch computes without oneDNN";
     }
     if (!why_not.empty()) info_.reason += "; " + why_not;
-    if (!info_.golden.passed()) {
-      char errors[96];
-      std::snprintf(errors, sizeof errors, "%.3g, expected at most %.3g", info_.golden.relative_error, info_.golden.tolerance);
-      throw ModelError(model.path() + ": golden check failed in " + info_.dtype + " on " + info_.device +
-                       ": relative error of the logits " + errors +
-                       (options.dtype == at::kFloat ? "; the file or this torch is damaged" : "; use dtype float32"));
-    }
+    if (!info_.golden.passed())
+      throw ModelError(model.path() + ": golden check failed in " + info_.dtype + " on " + info_.device + ": " + info_.golden.text() +
+                       (options.dtype == at::kFloat ? "; export it again, and if that fails too, this torch computes wrongly"
+                                                    : "; use dtype float32"));
   }
 
   at::Tensor forward(const at::Tensor& batch) override { return compute(*forward_, 0, batch); }
@@ -215,7 +211,10 @@ class TorchScriptEngine final : public Engine {
         embed_.emplace(embed, options_, form);
       forward_.emplace(forward, options_, form);
       const NoTf32 exact(options_.device.is_cuda() && options_.dtype == at::kFloat);
-      const auto run = [&](const at::Tensor& batch) { return (*forward_)(as_input(batch))[0].toTensor(); };
+      const auto run = [&](const at::Tensor& batch) {
+        const auto outputs = (*forward_)(as_input(batch));
+        return Outputs{outputs[0].toTensor(), embed_ ? (*embed_)(as_input(batch))[0].toTensor() : outputs[1].toTensor()};
+      };
       info_.golden = model.check_golden(run, options_.dtype);
     });
   }
@@ -237,7 +236,8 @@ class TorchScriptEngine final : public Engine {
   at::Tensor compute(const Program& program, std::size_t output, const at::Tensor& batch) {
     check_batch(batch);
     std::vector<at::Tensor> parts;
-    const auto work = [&] {
+    at::Tensor whole;
+    const auto compute_all = [&] {
       const c10::InferenceMode inference;
       const NoTf32 exact(options_.device.is_cuda() && options_.dtype == at::kFloat);
       const std::int64_t count = batch.size(0);
@@ -260,13 +260,17 @@ class TorchScriptEngine final : public Engine {
       };
       in_parts<c10::OutOfMemoryError>(count, most_, compute_part, [] {});
     };
+    const auto work = [&] {
+      compute_all();
+      // Copied outside inference mode: a caller may want gradients of something computed from the result.
+      whole = parts.size() == 1 ? parts.front().clone() : at::cat(parts);
+    };
     try {
       on_thread(work);
     } catch (const c10::OutOfMemoryError&) {
       out_of_memory(batch, info_.device);
     }
-    // Cloned outside inference mode: a caller may want gradients of something computed from the result.
-    return parts.size() == 1 ? parts.front().clone() : at::cat(parts);
+    return whole;
   }
 
   EngineOptions options_;

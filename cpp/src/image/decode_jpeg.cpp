@@ -19,13 +19,25 @@
 namespace swsl::detail {
 namespace {
 
-enum class Status { done, truncated, broken };
+// libjpeg-turbo changed its smoothing with release 3, which is in Pillow's wheels.
+#ifdef LIBJPEG_TURBO_VERSION
+#define SWSL_TEXT_OF(macro) SWSL_TEXT(macro)
+#define SWSL_TEXT(text) #text
+constexpr const char* library = "libjpeg-turbo " SWSL_TEXT_OF(LIBJPEG_TURBO_VERSION);
+constexpr bool smooths_as_pillow = LIBJPEG_TURBO_VERSION_NUMBER >= 3'000'000;
+#else
+constexpr const char* library = "a libjpeg that is not libjpeg-turbo";
+constexpr bool smooths_as_pillow = false;
+#endif
+
+enum class Status { done, truncated, broken, too_many_scans, smoothed };
 
 // Everything that a longjmp may cross: plain data, and below it functions whose locals have no destructors.
 struct Reader {
   jpeg_decompress_struct info;
   jpeg_error_mgr errors;
   jpeg_source_mgr source;
+  jpeg_progress_mgr progress;
   std::jmp_buf on_error;
   char message[JMSG_LENGTH_MAX];
   bool created;
@@ -37,7 +49,13 @@ Reader& reader_of(j_common_ptr info) { return *static_cast<Reader*>(info->client
 [[noreturn]] void leave(j_common_ptr info) {
   Reader& reader = reader_of(info);
   reader.errors.format_message(info, reader.message);
-  std::longjmp(reader.on_error, 1);
+  std::longjmp(reader.on_error, static_cast<int>(Status::broken));
+}
+
+// What libjpeg calls between the rows of blocks of all scans but those that it need not read.
+void count_scans(j_common_ptr info) {
+  if (reinterpret_cast<j_decompress_ptr>(info)->input_scan_number <= max_scans) return;
+  std::longjmp(reader_of(info).on_error, static_cast<int>(Status::too_many_scans));
 }
 
 void ignore_message(j_common_ptr) {}
@@ -80,6 +98,8 @@ Status read_header(Reader& reader, const void* bytes, std::size_t size, const De
   info.client_data = &reader;
   jpeg_create_decompress(&info);
   reader.created = true;
+  info.progress = &reader.progress;
+  reader.progress.progress_monitor = count_scans;
   info.src = &reader.source;
   reader.source.init_source = ignore_source;
   reader.source.fill_input_buffer = run_out;
@@ -131,6 +151,19 @@ bool is_plain(const jpeg_decompress_struct& info) {
          red.h_samp_factor == 1 && red.v_samp_factor == 1;
 }
 
+// Whether libjpeg smooths between blocks, as its smoothing_ok() has it: a progressive file whose first ten coefficients are not all
+// there. Known once every scan has been read.
+bool smooths(const jpeg_decompress_struct& info) {
+  if (!info.progressive_mode || info.coef_bits == nullptr) return false;
+  bool useful = false;
+  for (int c = 0; c < info.num_components; ++c) {
+    const int* const bits = info.coef_bits[c];  // that are missing of each coefficient, -1: all
+    if (bits[0] < 0) return false;
+    useful = useful || std::any_of(bits + 1, bits + 10, [](int missing) { return missing != 0; });
+  }
+  return useful;
+}
+
 // Finds what is wrong with the tables.
 Status start(Reader& reader) {
   if (setjmp(reader.on_error)) return Status::broken;
@@ -149,9 +182,15 @@ void convert_cmyk(const JSAMPLE* cmyk, std::uint8_t* rgb, int width) {
 }
 
 Status decode_rows(Reader& reader, const Rect& needed, std::uint8_t* pixels, std::ptrdiff_t row_stride) {
-  if (setjmp(reader.on_error)) return Status::broken;
+  switch (setjmp(reader.on_error)) {
+    case 0: break;
+    case static_cast<int>(Status::too_many_scans): return Status::too_many_scans;
+    default: return Status::broken;
+  }
   jpeg_decompress_struct& info = reader.info;
   if (!jpeg_start_decompress(&info)) return Status::truncated;
+  const bool smoothed = smooths(info);
+  if (smoothed && !smooths_as_pillow) return Status::smoothed;
   const auto height = info.output_height;
   const auto top = static_cast<JDIMENSION>(needed.top), bottom = top + static_cast<JDIMENSION>(needed.height);
 
@@ -159,7 +198,8 @@ Status decode_rows(Reader& reader, const Rect& needed, std::uint8_t* pixels, std
   JDIMENSION left = 0, unseen_rows = 0;
 #ifdef LIBJPEG_TURBO_VERSION
   // Under DCT scaling libjpeg gives fourfold subsampled colours a scale of their own, and its crop then gets their edges wrong.
-  if (info.scale_denom == 1 || (info.max_h_samp_factor <= 2 && info.max_v_samp_factor <= 2)) {
+  // Smoothing looks at the neighbours of each block, which the edge of a crop would lack.
+  if (!smoothed && (info.scale_denom == 1 || (info.max_h_samp_factor <= 2 && info.max_v_samp_factor <= 2))) {
     // At the edge of a crop, upsampling of the colours lacks the neighbours that it looks at.
     const int margin = 2 * info.max_h_samp_factor;
     left = static_cast<JDIMENSION>(std::max(0, needed.left - margin));
@@ -264,6 +304,12 @@ struct JpegDecoder::State {
                 std::to_string(reader.info.output_height) + " was complete";
       throw ImageError(*name + ": truncated JPEG: its " + std::to_string(size) + " bytes end " + where);
     }
+    if (status == Status::too_many_scans)
+      throw ImageError(*name + ": a JPEG of more than " + std::to_string(max_scans) + " scans, each of which goes through the whole image; " +
+                       "expected at most " + std::to_string(max_scans));
+    if (status == Status::smoothed)
+      throw UnsupportedFormat(*name + ": a progressive JPEG that lacks scans; swsl was built with " + library + ", which smooths what is " +
+                              "missing otherwise than Pillow's libjpeg-turbo 3: build swsl with that, or decode by Pillow and pass pixels");
     if (is_unsupported(reader.errors.msg_code))
       throw UnsupportedFormat(*name + ": a kind of JPEG that this build does not decode: " + reader.message);
     throw ImageError(*name + ": broken JPEG: " + reader.message);
@@ -284,7 +330,7 @@ void JpegDecoder::open(const void* bytes, std::size_t size, const std::string& n
   if (info.num_components != 1 && info.num_components != 3 && info.num_components != 4)
     throw ImageError(name + ": a JPEG of " + std::to_string(info.num_components) +
                      " components; expected 1 (grey), 3 (colour) or 4 (CMYK)");
-  check_dimensions(name, info.image_height, info.image_width);
+  check_dimensions(name, info.image_height, info.image_width, options);
   if (options.exif_orientation) state.orientation = find_orientation(info);
 }
 

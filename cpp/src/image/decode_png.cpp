@@ -27,17 +27,16 @@ struct Header {
   bool interlaced;
 
   int channels() const { return colour == 2 ? 3 : colour == 4 ? 2 : colour == 6 ? 4 : 1; }
-  std::size_t row_bytes() const { return (static_cast<std::size_t>(width) * channels() * depth + 7) / 8; }
 };
 
 // libpng reads the same fields again and judges them; here they are needed before anything is allocated.
-Header read_header(const std::uint8_t* bytes, std::size_t size, const std::string& name) {
+Header read_header(const std::uint8_t* bytes, std::size_t size, const std::string& name, const DecodeOptions& options) {
   if (size < signature_size + 8 + 13 + 4)
     throw ImageError(name + ": truncated PNG: its " + std::to_string(size) + " bytes end in its header");
   const std::uint8_t* header = bytes + signature_size;
   if (read_u32(header) != 13 || std::memcmp(header + 4, "IHDR", 4) != 0)
     throw ImageError(name + ": broken PNG: its first chunk is not an IHDR of 13 bytes");
-  check_dimensions(name, read_u32(header + 12), read_u32(header + 8));
+  check_dimensions(name, read_u32(header + 12), read_u32(header + 8), options);
   return {static_cast<int>(read_u32(header + 12)), static_cast<int>(read_u32(header + 8)), header[16], header[17],
           header[20] != 0};
 }
@@ -49,7 +48,7 @@ struct Reader {
   Header header{};
   std::uint8_t palette[256][3] = {};  // black where the file's palette ends, as in Pillow
   std::uint8_t* pixels = nullptr;
-  std::uint8_t* passes = nullptr;  // interlaced: the rows as stored, which the seven passes fill
+  std::uint8_t* pass_row = nullptr;  // interlaced: room for a row of a pass, as RGB
   char message[256] = {};
 
   ~Reader() { png_destroy_read_struct(&png, &info, nullptr); }
@@ -65,10 +64,10 @@ Reader& reader_of(png_structp png) { return *static_cast<Reader*>(png_get_progre
 
 void ignore_warning(png_structp, png_const_charp) {}
 
-// One row as stored, any depth and colour type, to RGB: what Pillow's modes and convert("RGB") make of it.
-void convert_row(const Reader& reader, const std::uint8_t* row, std::uint8_t* rgb) {
+// One row of `width` pixels as stored, any depth and colour type, to RGB: what Pillow's modes and convert("RGB") make of it.
+void convert_row(const Reader& reader, const std::uint8_t* row, int width, std::uint8_t* rgb) {
   const Header& header = reader.header;
-  const int width = header.width, depth = header.depth, bytes = depth / 8;
+  const int depth = header.depth, bytes = depth / 8;
   switch (header.colour) {
     case 2:
     case 6:
@@ -114,17 +113,22 @@ void header_ready(png_structp png, png_infop info) {
       reader.palette[i][1] = colours[i].green;
       reader.palette[i][2] = colours[i].blue;
     }
-  png_set_interlace_handling(png);
   png_start_read_image(png);
 }
 
-void row_ready(png_structp png, png_bytep row, png_uint_32 y, int) {
+// Without libpng's interlace handling, which wants the whole image as stored, a pass gives its own rows with its own pixels.
+void row_ready(png_structp png, png_bytep row, png_uint_32 y, int pass) {
   Reader& reader = reader_of(png);
-  if (row == nullptr) return;
-  if (reader.header.interlaced)
-    png_progressive_combine_row(png, reader.passes + y * reader.header.row_bytes(), row);
-  else
-    convert_row(reader, row, reader.pixels + static_cast<std::size_t>(y) * reader.header.width * 3);
+  const auto width = static_cast<std::size_t>(reader.header.width);
+  if (!reader.header.interlaced) {
+    convert_row(reader, row, reader.header.width, reader.pixels + y * width * 3);
+    return;
+  }
+  convert_row(reader, row, static_cast<int>(PNG_PASS_COLS(reader.header.width, pass)), reader.pass_row);
+  std::uint8_t* const line = reader.pixels + std::size_t{PNG_ROW_FROM_PASS_ROW(y, pass)} * width * 3;
+  const std::uint8_t* from = reader.pass_row;
+  for (std::size_t x = PNG_PASS_START_COL(pass); x < width; x += std::size_t{1} << PNG_PASS_COL_SHIFT(pass), from += 3)
+    std::memcpy(line + 3 * x, from, 3);
 }
 
 void nothing_more(png_structp, png_infop) {}
@@ -220,11 +224,11 @@ int find_orientation(const Reader& reader, std::string_view exif, const std::str
 PngResult decode_png(const void* data, std::size_t size, const std::string& name, const DecodeOptions& options, Buffer& pixels) {
   const auto* bytes = static_cast<const std::uint8_t*>(data);
   Reader reader;
-  reader.header = read_header(bytes, size, name);
+  reader.header = read_header(bytes, size, name, options);
   const Header& header = reader.header;
   reader.pixels = pixels.reserve(static_cast<std::size_t>(header.height) * header.width * 3);
-  std::vector<std::uint8_t> passes(header.interlaced ? header.row_bytes() * header.height : 0);
-  reader.passes = passes.data();
+  std::vector<std::uint8_t> pass_row(header.interlaced ? static_cast<std::size_t>(header.width) * 3 : 0);
+  reader.pass_row = pass_row.data();
 
   if (!push(reader, bytes, size, options.exif_orientation)) {
     if (reader.png == nullptr) throw ImageError(name + ": libpng could not start: the headers swsl was built with are of another version");
@@ -236,10 +240,6 @@ PngResult decode_png(const void* data, std::size_t size, const std::string& name
                      (chunks.broken_off ? "a chunk" : "pass " + std::to_string(png_get_current_pass_number(reader.png)) + ", row " +
                                                           std::to_string(png_get_current_row_number(reader.png)) + " of " +
                                                           std::to_string(header.height)));
-  if (header.interlaced)
-    for (int y = 0; y < header.height; ++y)
-      convert_row(reader, reader.passes + y * header.row_bytes(), reader.pixels + static_cast<std::size_t>(y) * header.width * 3);
-
   PngResult result{header.height, header.width, 1};
   if (options.exif_orientation) result.orientation = find_orientation(reader, chunks.exif, name);
   return result;

@@ -17,7 +17,7 @@ struct PngResult {
 };
 
 // Decodes everything into `pixels` (height × width × 3). libpng hands over rows as they come, so truncation is judged as Pillow
-// does: an image whose last pixel was there is complete. Unlike in Pillow, every checksum that is there must be right.
+// does: an image whose last pixel was there is complete. image.h says where it is stricter.
 PngResult decode_png(const void* bytes, std::size_t size, const std::string& name, const DecodeOptions& options, Buffer& pixels);
 
 }  // namespace swsl::detail

@@ -257,8 +257,10 @@ void Plan::run(const float* input, float* output, Arena& arena, ThreadPool& thre
 void Plan::run_features(const float* input, float* features, Arena& arena, ThreadPool& threads) {
   prepare(arena);
   execute(static_cast<int>(network_.network.layers.size()) - 2, input, threads, nullptr);
-  read(network_.network.layers.back().input, features);
+  read_features(features);
 }
+
+void Plan::read_features(float* features) const { read(network_.network.layers.back().input, features); }
 
 int Plan::output_channels() const { return planes_[network_.network.output].channels; }
 

@@ -58,6 +58,8 @@ class Plan {
   void run(const float* input, float* output, Arena& arena, ThreadPool& threads, std::vector<LayerTime>* times = nullptr);
   // The same, stopping at the value that feeds the last layer: batch×features.
   void run_features(const float* input, float* features, Arena& arena, ThreadPool& threads);
+  // That value of the run just made, by either.
+  void read_features(float* features) const;
 
   int batch() const { return batch_; }
   int height() const { return height_; }

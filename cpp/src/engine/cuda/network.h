@@ -7,6 +7,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
 
+#include <swsl/frozen_model.h>
 #include <swsl/layer_time.h>
 
 #include "engine/cpu/network.h"
@@ -25,10 +26,6 @@ const char* name(Method method);
 
 // One for each layer; of layers that are no convolutions without meaning.
 using Methods = std::vector<Method>;
-
-struct Outputs {
-  at::Tensor logits, features;
-};
 
 // Const functions may be called from several threads at once, but what `choose` measures is then not worth much. Everything is
 // enqueued on the current stream, of the current device.

@@ -157,7 +157,12 @@ class PythonDecoder {
       return {static_cast<int>(pixels.shape[0]), static_cast<int>(pixels.shape[1]), {first, first + pixels.size}};
     } catch (const py::error_already_set& error) {
       if (!error.matches(py::module_::import("swsl.image").attr("ImageError"))) throw;
-      throw swsl::ImageError(py::str(error.value()).cast<std::string>());
+      // It may hold a file's name that is no UTF-8.
+      const py::str message(error.value());
+      const auto text =
+          py::reinterpret_steal<py::bytes>(PyUnicode_AsEncodedString(message.ptr(), "utf-8", "surrogateescape"));
+      if (!text) throw py::error_already_set();
+      throw swsl::ImageError(text);
     }
   }
 

@@ -55,6 +55,7 @@ class BulkOutput:
             check_record(target, self._record_of(target), record)
             self.complete = True
             self.rows = sum(1 for _ in self._names(target))
+            self._remove()
         else:
             self._open(False)
 
@@ -124,7 +125,7 @@ class BulkOutput:
         raise NotImplementedError
 
     def _remove(self) -> None:
-        """The partial file, which has no row."""
+        """What there is of a partial file, which has no row."""
         raise NotImplementedError
 
 
@@ -200,8 +201,8 @@ class _FileOutput(BulkOutput):
             shutil.copyfile(self.target, temporary)
 
     def _remove(self) -> None:
-        self.partial.unlink()
-        _record_path(self.partial).unlink()
+        self.partial.unlink(missing_ok=True)
+        _record_path(self.partial).unlink(missing_ok=True)
 
 
 def _record_path(path: Path) -> Path:
@@ -271,7 +272,7 @@ class NpyOutput(_FileOutput):
         super().__init__(target, record, resume=resume)
 
     def _has_rows(self) -> bool:
-        if not self.partial.exists():
+        if not self.partial.exists() or self.partial.stat().st_size <= self._HEADER_BYTES:
             return False
         if not self._names_partial.exists() and self._names_file.exists():
             os.replace(self._names_file, self._names_partial)  # killed between the two renames at the end
@@ -285,8 +286,10 @@ class NpyOutput(_FileOutput):
     def _open(self, resume: bool) -> None:
         if resume:
             self.rows = self._whole_rows()
+        self._paths = _Lines(
+            self._names_partial, "path,error\n", resume
+        )  # first: a partial file without it was being completed
         self._file: BinaryIO = open(self.partial, "r+b" if resume else "w+b", buffering=0)  # noqa: SIM115
-        self._paths = _Lines(self._names_partial, "path,error\n", resume)
         self._paths.keep(self.rows + 1)
         self._file.truncate(self._HEADER_BYTES + self.rows * 4 * self._features if self.rows else 0)
         self._write_header()
@@ -337,7 +340,7 @@ class NpyOutput(_FileOutput):
 
     def _remove(self) -> None:
         super()._remove()
-        self._names_partial.unlink()
+        self._names_partial.unlink(missing_ok=True)
 
 
 def _float32_bytes(row: Any) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -118,4 +119,6 @@ class ParquetOutput(BulkOutput):
             self.complete = True
 
     def _remove(self) -> None:
-        self.partial.rmdir()
+        self._clear(self._litter())
+        with contextlib.suppress(OSError):  # it is not there, or somebody has put something into it
+            self.partial.rmdir()

@@ -44,6 +44,7 @@ def run_record(runner: Runner | EagerRunner, *, output: str, top_k: int | None =
         "exif_orientation": False,  # these three have no option on the command line
         "dct_scaling": False,
         "nvjpeg": False,
+        "max_pixels": runner.max_pixels,
         "output": output,
         "top_k": top_k,
     }

@@ -186,6 +186,7 @@ class Runner:
         )
         self.info = EngineInfo(**self._runner.info())
         self.batch_size = self.info.batch_size
+        self.max_pixels = max_pixels
         self.device = torch.device(self.info.device)
         self.metadata: dict[str, Any] = json.loads(self._runner.metadata())
         self.labels: tuple[str, ...] = tuple(self.metadata["labels"])

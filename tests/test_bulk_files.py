@@ -99,12 +99,13 @@ def test_the_record_is_where_the_rows_are(tmp_path: Path) -> None:
         assert text == record_text(RECORD).encode()
 
 
+def rows_in(folder: Path, name: str) -> object:
+    files = (folder / name, folder / f"{name}.paths.csv")
+    return [pq.read_table(f) if f.suffix == ".parquet" else f.read_bytes() for f in files if f.exists()]
+
+
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_a_finished_output_is_complete_only_if_it_is(name: str, tmp_path: Path) -> None:
-    def rows(folder: Path) -> object:
-        files = (folder / name, folder / f"{name}.paths.csv")
-        return [pq.read_table(f) if f.suffix == ".parquet" else f.read_bytes() for f in files if f.exists()]
-
     folder, at_once = tmp_path / "in two runs", tmp_path / "at once"
     folder.mkdir()
     assert not fill(folder, name, INPUTS[:20])
@@ -128,8 +129,50 @@ def test_a_finished_output_is_complete_only_if_it_is(name: str, tmp_path: Path) 
     assert stat.S_IMODE((folder / name).stat().st_mode) == 0o640
     at_once.mkdir()
     run(name, at_once)
-    assert rows(folder) == rows(at_once)
+    assert rows_in(folder, name) == rows_in(at_once, name)
     assert contents(folder).keys() == before.keys()
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_killed_between_any_two_changes_of_a_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Going on with a finished output, and completing it: at each moment what is there can be gone on with."""
+    at_once = tmp_path / "at once"
+    at_once.mkdir()
+    run(name, at_once)
+    for moment in range(100):
+        folder = tmp_path / str(moment)
+        folder.mkdir()
+        fill(folder, name, INPUTS[:20])
+        changes = 0
+
+        def dead(work: Callable[..., None], moment: int = moment) -> Callable[..., None]:
+            def change(*arguments: object, **options: object) -> None:
+                nonlocal changes
+                if changes == moment:
+                    raise Killed
+                changes += 1
+                work(*arguments, **options)
+
+            return change
+
+        killed = False
+        with monkeypatch.context() as patch:
+            for function in ("replace", "unlink", "mkdir", "rmdir"):
+                patch.setattr(os, function, dead(getattr(os, function)))
+            try:
+                fill(folder, name, INPUTS)
+            except Killed:
+                killed = True
+        assert (folder / name).exists()
+        fill(folder, name, INPUTS)
+        assert rows_in(folder, name) == rows_in(at_once, name)
+        left = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+        assert left == {path.name for path in at_once.iterdir()}
+        if not killed:
+            break
+    assert moment > 3
 
 
 @pytest.mark.parametrize("name", OUTPUTS)

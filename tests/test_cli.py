@@ -98,7 +98,12 @@ def test_classify_csv(folder: Path, engine: list[str], server: Server) -> None:
     assert list(rows[0])[:5] == ["path", "error", "label_1", "index_1", "probability_1"]
     assert {**rows[0], "path": ""} == {**parsed(printed.stdout, about)[1], "path": ""}
     assert rows[2]["error"] == "nowhere.jpg: cannot be opened: No such file or directory"
-    assert sorted(path.name for path in folder.iterdir()) == ["a.jpg", "folder", "out.csv"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "a.jpg",
+        "folder",
+        "out.csv",
+        "out.csv.run.json",
+    ]
 
 
 def test_a_live_list_on_stdin_gets_each_answer_when_it_is_computed(folder: Path, engine: list[str]) -> None:

@@ -87,7 +87,8 @@ Format parse_format(const std::string& format, const std::string& output, bool s
     if (!format.empty()) throw WrongUsage("--format: the name after --output decides; give one of them");
     return output.ends_with(".csv") ? Format::csv : Format::json;
   }
-  if (!output.empty() && !special) throw WrongUsage("--output: expected a name ending in .csv or .jsonl, got \"" + output + '"');
+  if (!output.empty() && !special)
+    throw WrongUsage("--output: expected a name ending in .csv or .jsonl, got \"" + output + '"');
   if (format.empty() || format == "table") return Format::table;
   if (format == "json") return Format::json;
   if (format == "csv") return Format::csv;
@@ -172,7 +173,8 @@ std::int64_t count_images(const std::vector<std::string>& images) {
 struct Interrupted {};
 
 // What an interrupted run leaves.
-std::string kept(const std::optional<OutputLock>& lock, const std::optional<PartialFile>& file, const std::string& target) {
+std::string kept(const std::optional<OutputLock>& lock, const std::optional<PartialFile>& file,
+                 const std::string& target) {
   const std::string partial = PartialFile::path_of(target);
   if (!lock) return "only what was printed is kept; a run with -o FILE can go on with --resume";
   if (file && file->is_complete()) return target + " is complete";
@@ -199,8 +201,8 @@ int run(const Arguments& arguments) {
   if (Interruption::signal()) return interrupted();
   const auto print = [&](const std::string& text) { write_whole(out, out_name, text); };
   if (to_file) {
-    file.emplace(target, arguments.format, arguments.top_k, runner.batch_size(), run_record(runner, arguments.options, arguments.top_k),
-                 arguments.resume);
+    file.emplace(target, arguments.format, arguments.top_k, runner.batch_size(),
+                 run_record(runner, arguments.options, arguments.top_k), arguments.resume);
     if (file->rows() && !file->is_complete())
       std::cerr << "swsl-classify: " << file->rows() << " rows are in " << PartialFile::path_of(target) << ", going on\n";
   } else {

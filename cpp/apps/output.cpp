@@ -90,7 +90,7 @@ std::string written_name(std::string_view name) {
   const auto is_digit = [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); };
   std::string out;
   for (std::size_t i = 0; i < name.size(); ++i) {
-    const bool ambiguous = name[i] == '\\' && i + 3 < name.size() && name[i + 1] == 'x' && is_digit(name[i + 2]) && is_digit(name[i + 3]);
+    const bool ambiguous = i + 3 < name.size() && name.substr(i, 2) == "\\x" && is_digit(name[i + 2]) && is_digit(name[i + 3]);
     out += ambiguous ? "\\x5c" : std::string(1, name[i]);
   }
   return swsl::detail::as_utf8(out);

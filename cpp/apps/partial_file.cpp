@@ -40,7 +40,8 @@ std::string first_csv_field(const std::string& record) {
 std::string shown(const swsl::Json& record, const std::string& name) {
   const auto found = record.members().find(name);
   if (found == record.members().end() || found->second.is_null()) return "null";
-  for (const auto& show : {+[](const swsl::Json& j) { return j.string(); }, +[](const swsl::Json& j) { return std::to_string(j.integer()); },
+  for (const auto& show : {+[](const swsl::Json& j) { return j.string(); },
+                           +[](const swsl::Json& j) { return std::to_string(j.integer()); },
                            +[](const swsl::Json& j) { return std::string(j.boolean() ? "true" : "false"); }}) {
     try {
       return show(found->second);
@@ -56,13 +57,20 @@ std::string run_record(const swsl::Runner& runner, const swsl::RunnerOptions& op
   const auto truth = [](bool value) { return value ? "true" : "false"; };
   std::ostringstream out;
   out << "{\"model\": \"" << runner.metadata().fingerprint << "\", \"dtype\": \"" << runner.info().dtype
-      << "\", \"exif_orientation\": " << truth(options.exif_orientation) << ", \"dct_scaling\": " << truth(options.dct_scaling)
-      << ", \"nvjpeg\": " << truth(options.nvjpeg) << ", \"output\": \"predictions\", \"top_k\": " << top_k << "}\n";
+      << "\", \"exif_orientation\": " << truth(options.exif_orientation)
+      << ", \"dct_scaling\": " << truth(options.dct_scaling) << ", \"nvjpeg\": " << truth(options.nvjpeg)
+      << ", \"max_pixels\": " << options.max_pixels << ", \"output\": \"predictions\", \"top_k\": " << top_k << "}\n";
   return out.str();
 }
 
-PartialFile::PartialFile(const std::string& target, Format format, int top_k, int batch_size, const std::string& record, bool resume)
-    : target_(target), partial_(path_of(target)), header_(header(format, top_k)), record_(record), format_(format), batch_size_(batch_size) {
+PartialFile::PartialFile(const std::string& target, Format format, int top_k, int batch_size, const std::string& record,
+                         bool resume)
+    : target_(target),
+      partial_(path_of(target)),
+      header_(header(format, top_k)),
+      record_(record),
+      format_(format),
+      batch_size_(batch_size) {
   if (resume && open_reader(partial_) > 0) {
     check_record(partial_);
     open_partial(kept_ > 0, whole_);
@@ -70,6 +78,7 @@ PartialFile::PartialFile(const std::string& target, Format format, int top_k, in
     check_record(target);
     kept_ = open_reader(target);
     complete_ = true;
+    remove_empty();  // what a kill amid the last steps has left
   } else {
     kept_ = 0;
     open_partial(false, 0);
@@ -79,7 +88,10 @@ PartialFile::PartialFile(const std::string& target, Format format, int top_k, in
 PartialFile::~PartialFile() {
   if (file_ < 0) return;
   close(file_);
-  if (complete_ || rows() > 0) return;
+  if (!complete_ && rows() == 0) remove_empty();
+}
+
+void PartialFile::remove_empty() const {
   unlink(partial_.c_str());
   unlink(record_path(partial_).c_str());
 }
@@ -122,7 +134,8 @@ void PartialFile::copy_back() {
 
 void PartialFile::write_record(const std::string& path) const {
   const std::string name = record_path(path), temporary = name + ".new";
-  if (!(std::ofstream(temporary, std::ios::binary) << record_ << std::flush)) throw failure(temporary, "cannot be written");
+  if (!(std::ofstream(temporary, std::ios::binary) << record_ << std::flush))
+    throw failure(temporary, "cannot be written");
   if (std::rename(temporary.c_str(), name.c_str()) != 0) throw failure(name, "cannot be written");
 }
 
@@ -137,16 +150,20 @@ void PartialFile::check_record(const std::string& path) const {
       for (const auto& member : record->members()) names.insert(member.first);
     for (const auto& name : names) {
       const std::string then = shown(found, name), now = shown(expected, name);
-      if (then != now) differences += (differences.empty() ? "" : ", ") + name + ' ' + then.substr(0, 16) + " and not " + now.substr(0, 16);
+      if (then != now)
+        differences +=
+            (differences.empty() ? "" : ", ") + name + ' ' + then.substr(0, 16) + " and not " + now.substr(0, 16);
     }
   } catch (const swsl::JsonError&) {
     throw std::runtime_error(path + ": does not say what made it (an older version?); start anew without --resume");
   }
   if (!differences.empty())
-    throw std::runtime_error(path + ": was made with " + differences + "; give the same model and options, or start anew without --resume");
+    throw std::runtime_error(path + ": was made with " + differences +
+                             "; give the same model and options, or start anew without --resume");
 }
 
-// A record without its newline; false for one that has none, or where there is none. A newline in quotes ends no CSV record.
+// A record without its newline; false for one that has none, or where there is none. A newline in quotes ends no CSV
+// record.
 bool PartialFile::read_record(std::string& record) {
   record.clear();
   bool quoted = false;
@@ -183,8 +200,8 @@ bool PartialFile::has_next(const std::string& input) {
 
 void PartialFile::refuse_inputs(const std::string& found, const std::string& expected) const {
   const std::string place = std::to_string(checked_ + 1);
-  throw std::runtime_error(source() + ": row " + place + " is of " + found + ", but input " + place + " is now " + expected +
-                           "; give the same inputs, or start anew without --resume");
+  throw std::runtime_error(source() + ": row " + place + " is of " + found + ", but input " + place + " is now " +
+                           expected + "; give the same inputs, or start anew without --resume");
 }
 
 void PartialFile::append(std::string_view rows, std::int64_t count) {
@@ -198,7 +215,8 @@ void PartialFile::complete() {
   write_record(target_);  // while there is a partial file, the finished one's record is not asked for
   if (struct stat before{}; stat(target_.c_str(), &before) == 0) {
     // Only root gives files away, and others only to their groups: then the writer owns it, as after `mv`.
-    static_cast<void>(fchown(file_, static_cast<uid_t>(-1), before.st_gid) + fchown(file_, before.st_uid, static_cast<gid_t>(-1)));
+    static_cast<void>(fchown(file_, static_cast<uid_t>(-1), before.st_gid) +
+                      fchown(file_, before.st_uid, static_cast<gid_t>(-1)));
     if (fchmod(file_, before.st_mode & 0777) != 0) throw failure(partial_, "cannot get the mode of the file before it");
   }
   if (fsync(file_) != 0) throw failure(partial_, "cannot be written");

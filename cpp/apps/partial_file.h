@@ -1,5 +1,5 @@
-// Rows of a long run, kept as they come: FILE.partial, which becomes FILE by a rename, and beside each a record of what made it.
-// As in Python: swsl/bulk.py and swsl/run_record.py; either program continues what the other began.
+// Rows of a long run, kept as they come: FILE.partial, which becomes FILE by a rename, and beside each a record of what
+// made it. As in Python: swsl/bulk.py and swsl/run_record.py; either program continues what the other began.
 #pragma once
 
 #include <cstdint>
@@ -14,14 +14,15 @@
 // What decides the rows of a run, as one JSON object and a newline.
 std::string run_record(const swsl::Runner& runner, const swsl::RunnerOptions& options, int top_k);
 
-// Rows come in the order of the inputs, one each, so the whole rows of an interrupted run say where to go on. Hold an OutputLock
-// meanwhile. Throws std::runtime_error.
+// Rows come in the order of the inputs, one each, so the whole rows of an interrupted run say where to go on. Hold an
+// OutputLock meanwhile. Throws std::runtime_error.
 class PartialFile {
  public:
-  // The formats with a row for every input: json or csv. `resume` keeps the rows of whole batches that are in FILE.partial: the
-  // images after them are then computed in the same batches as without an interruption, and come to the same last digit. Where
-  // none are there, it keeps all that are in FILE.
-  PartialFile(const std::string& target, Format format, int top_k, int batch_size, const std::string& record, bool resume);
+  // The formats with a row for every input: json or csv. `resume` keeps the rows of whole batches that are in
+  // FILE.partial: the images after them are then computed in the same batches as without an interruption, and come to
+  // the same last digit. Where none are there, it keeps all that are in FILE.
+  PartialFile(const std::string& target, Format format, int top_k, int batch_size, const std::string& record,
+              bool resume);
   ~PartialFile();
   PartialFile(const PartialFile&) = delete;
 
@@ -43,6 +44,7 @@ class PartialFile {
   std::int64_t open_reader(const std::string& path);
   void open_partial(bool keep, std::streamoff size);
   void copy_back();
+  void remove_empty() const;
   void write_record(const std::string& path) const;
   void check_record(const std::string& path) const;
   bool read_record(std::string& record);

@@ -13,4 +13,5 @@
 // that begins with a dot, @eaDir, __MACOSX), links to folders, pipes, sockets and devices are left out; at the end `report` gets
 // a line that counts them, if there are any. `meanwhile`: what to do while no line comes on stdin, as StdinLines.
 void for_each_image(const std::vector<std::string>& images, const std::function<void(const std::string& path)>& take,
-                    const std::function<void(const std::string& line)>& report = {}, const std::function<bool()>& meanwhile = {});
+                    const std::function<void(const std::string& line)>& report = {},
+                    const std::function<bool()>& meanwhile = {});

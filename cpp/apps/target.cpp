@@ -26,7 +26,8 @@ Target resolve_target(const std::string& path) {
     const fs::path real = fs::canonical(folder, ignored);
     if (ignored) refuse("there is no folder " + folder.string() + "; make it first");
     const std::string name = target.filename().string();
-    if (real == fs::canonical("/dev/fd", ignored) && !name.empty() && std::all_of(name.begin(), name.end(), [](unsigned char c) { return std::isdigit(c); }))
+    if (real == fs::canonical("/dev/fd", ignored) && !name.empty() &&
+        std::all_of(name.begin(), name.end(), [](unsigned char c) { return std::isdigit(c); }))
       return {path, true, std::stoi(name)};
     if (!fs::is_symlink(fs::symlink_status(target, ignored))) break;
     const fs::path following = real / fs::read_symlink(target, ignored);
@@ -41,9 +42,12 @@ Target resolve_target(const std::string& path) {
 
 int open_special(const Target& target) {
   struct stat found{};
-  if (target.descriptor < 0 && stat(target.path.c_str(), &found) == 0 && (S_ISSOCK(found.st_mode) || S_ISBLK(found.st_mode)))
-    throw std::runtime_error(target.path + ": expected a file, a pipe or a character device, got a socket or a block device");
-  const int file = target.descriptor >= 0 ? dup(target.descriptor) : open(target.path.c_str(), O_WRONLY | O_NOCTTY | O_CLOEXEC);
+  if (target.descriptor < 0 && stat(target.path.c_str(), &found) == 0 &&
+      (S_ISSOCK(found.st_mode) || S_ISBLK(found.st_mode)))
+    throw std::runtime_error(target.path +
+                             ": expected a file, a pipe or a character device, got a socket or a block device");
+  const int file =
+      target.descriptor >= 0 ? dup(target.descriptor) : open(target.path.c_str(), O_WRONLY | O_NOCTTY | O_CLOEXEC);
   if (file < 0) throw std::runtime_error(target.path + ": cannot be opened: " + std::strerror(errno));
   return file;
 }
@@ -57,8 +61,7 @@ void write_whole(int file, const std::string& name, std::string_view text) {
 }
 
 OutputLock::OutputLock(const std::string& target) : path_(target + ".lock") {
-  while (!try_lock(target)) {
-  }
+  while (!try_lock(target)) {}
   utsname host{};
   uname(&host);
   const std::string holder = std::to_string(getpid()) + " on " + host.nodename + '\n';
@@ -88,7 +91,8 @@ bool OutputLock::try_lock(const std::string& target) {
               << "): nothing keeps a second run from " << target << '\n';
   }
   struct stat ours{}, named{};
-  if (fstat(file_, &ours) == 0 && stat(path_.c_str(), &named) == 0 && ours.st_ino == named.st_ino && ours.st_dev == named.st_dev)
+  if (fstat(file_, &ours) == 0 && stat(path_.c_str(), &named) == 0 && ours.st_ino == named.st_ino &&
+      ours.st_dev == named.st_dev)
     return true;
   close(file_);
   return false;

@@ -16,7 +16,9 @@ inline std::size_t utf8_length(std::string_view text) {
   if (first < 0x80) return text.empty() ? 0 : 1;
   if (first >= 0xc2 && first < 0xe0) return follows(1) ? 2 : 0;
   if (first >= 0xe0 && first < 0xf0) {
-    const bool sound = first == 0xe0 ? at(1) >= 0xa0 : first == 0xed ? at(1) < 0xa0 : true;  // neither overlong nor a surrogate
+    const bool sound = first == 0xe0   ? at(1) >= 0xa0
+                       : first == 0xed ? at(1) < 0xa0
+                                       : true;  // neither overlong nor a surrogate
     return sound && follows(1) && follows(2) ? 3 : 0;
   }
   if (first >= 0xf0 && first < 0xf5) {

@@ -271,7 +271,8 @@ TEST(any_name_is_written_as_utf8_and_gone_on_with) {
     for (const auto& [name, written] : names) {
       std::string expected = (folder / written).string();
       for (std::size_t i = 0; i < expected.size(); ++i) {
-        const std::string json = expected[i] == '\t' ? "\\t" : expected[i] == '\r' ? "\\r" : expected[i] == '\n' ? "\\n" : std::string("\\") + expected[i];
+        const auto letter = std::string_view("\t\r\n").find(expected[i]);
+        const std::string json = std::string("\\") + (letter == std::string_view::npos ? expected[i] : "trn"[letter]);
         const bool csv = suffix == ".csv";
         if (csv ? expected[i] != '"' : std::string("\t\r\n\"\\").find(expected[i]) == std::string::npos) continue;
         expected.replace(i, 1, csv ? "\"\"" : json);
@@ -297,7 +298,8 @@ TEST(the_second_writer_of_an_output_is_refused_and_an_interrupted_one_says_what_
       dup2(ends[0], STDIN_FILENO);
       close(ends[0]), close(ends[1]);
       std::freopen(errors.c_str(), "w", stderr);
-      execl(std::getenv("SWSL_CLASSIFY"), "swsl-classify", data("tiny.pt").c_str(), "-", "--batch-size", "1", "-o", target.c_str(), "--resume", nullptr);
+      execl(std::getenv("SWSL_CLASSIFY"), "swsl-classify", data("tiny.pt").c_str(), "-", "--batch-size", "1", "-o",
+            target.c_str(), "--resume", nullptr);
       _exit(127);
     }
     close(ends[0]);

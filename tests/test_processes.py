@@ -93,7 +93,9 @@ def use_torch() -> None:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "auto"])
+@pytest.mark.parametrize(
+    "dtype", ["float32", "float16", *(pytest.param(d, marks=pytest.mark.slow) for d in ("bfloat16", "auto"))]
+)
 def test_a_forked_child_makes_and_uses_a_runner(
     path: Path, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

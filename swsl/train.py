@@ -74,7 +74,13 @@ def finetune(options: TrainOptions, report: Callable[[str], None] = print) -> li
             said = report if processes.first else lambda _: None
             run = _Run(options, processes, train, val, said)
             return run.fit()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RuntimeError) as error:
+        # Among several processes a stop may end in another's error: of a group that a stopped process has left.
+        stopped: BaseException | None = error
+        while stopped is not None and not isinstance(stopped, KeyboardInterrupt):
+            stopped = stopped.__context__
+        if stopped is None:
+            raise
         raise KeyboardInterrupt(what_is_kept(options, run.saved if run else None)) from None
 
 

@@ -22,6 +22,7 @@ import torch
 
 import swsl
 from swsl._torchvision import import_torchvision
+from swsl.checkpoint import Checkpoint, save_checkpoint
 from swsl.data import Augmentation
 from swsl.recipe import Architecture, TrainOptions
 from swsl.runner import Runner, build_info
@@ -162,6 +163,15 @@ def frozen50(model50: swsl.ResNeXt, tmp_path_factory: pytest.TempPathFactory) ->
     """`model50`, exported."""
     path = tmp_path_factory.mktemp("frozen") / "model.pt"
     swsl.export_model(model50, path, weights_sha256="ab" * 32)
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of three classes, as training writes it."""
+    model = seed_model(swsl.ResNeXt((1, 1, 1, 1), 2, 4, 3))
+    path = tmp_path_factory.mktemp("trained") / "best.pth"
+    save_checkpoint(path, Checkpoint(model, swsl.PreprocessSpec((32, 32)), ("0", "1", "3"), None, None, {}))
     return path
 
 

@@ -14,22 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL_ARGUMENTS, seed_model, subprocess_environment, swsl_command
+from conftest import SMALL_ARGUMENTS, subprocess_environment, swsl_command
 
-import swsl
 from swsl import cli
-from swsl.checkpoint import Checkpoint, save_checkpoint
 from swsl.recipe import TrainOptions
 from swsl.train import _Run, finetune
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of three classes, as training writes it."""
-    model = seed_model(swsl.ResNeXt((1, 1, 1, 1), 2, 4, 3))
-    path = tmp_path_factory.mktemp("trained") / "best.pth"
-    save_checkpoint(path, Checkpoint(model, swsl.PreprocessSpec((32, 32)), ("0", "1", "3"), None, None, {}))
-    return path
 
 
 def stopped_by(number: int) -> Callable[..., None]:

@@ -19,24 +19,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import seed_model, subprocess_environment, swsl_command
+from conftest import subprocess_environment, swsl_command
 
 import swsl
 from swsl import cli
-from swsl.checkpoint import Checkpoint, save_checkpoint
+from swsl.checkpoint import save_checkpoint
 from swsl.output import is_special, open_output, replacing, resolve_target
 from swsl.recipe import TrainOptions
 from swsl.runner import Runner, build_info
 from swsl.train import finetune
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of three classes, as training writes it."""
-    model = seed_model(swsl.ResNeXt((1, 1, 1, 1), 2, 4, 3))
-    path = tmp_path_factory.mktemp("trained") / "best.pth"
-    save_checkpoint(path, Checkpoint(model, swsl.PreprocessSpec((32, 32)), ("0", "1", "3"), None, None, {}))
-    return path
 
 
 def write(path: str | Path, text: str = "new") -> None:

@@ -13,7 +13,7 @@
 #include <sstream>
 #include <stdexcept>
 
-#include "json.h"
+#include "model/json.h"
 #include "target.h"
 
 namespace fs = std::filesystem;

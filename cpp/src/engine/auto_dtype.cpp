@@ -1,4 +1,4 @@
-#include "auto_dtype.h"
+#include "engine/auto_dtype.h"
 
 #include <algorithm>
 #include <chrono>

@@ -6,13 +6,13 @@
 #include <ATen/Parallel.h>
 #include <torch/cuda.h>
 
-#include "auto_dtype.h"
-#include "fresh_thread.h"
-#include "engine/cpu/cpu_engine.h"
+#include "engine/auto_dtype.h"
+#include "libtorch/fresh_thread.h"
+#include "engine/cpu_engine.h"
 #if SWSL_CUDA_KERNELS
-#include "engine/cuda/cuda_engine.h"
+#include "libtorch/cuda/engine/cuda_engine.h"
 #endif
-#include "torchscript.h"
+#include "libtorch/torchscript.h"
 
 namespace swsl {
 

@@ -1,4 +1,4 @@
-#include "decode_jpeg.h"
+#include "image/decode_jpeg.h"
 
 #include <algorithm>
 #include <csetjmp>
@@ -7,8 +7,8 @@
 #include <optional>
 #include <string_view>
 
-#include "limits.h"
-#include "orientation.h"
+#include "image/limits.h"
+#include "image/orientation.h"
 
 #if SWSL_WITH_JPEG
 

@@ -6,7 +6,7 @@
 #include <memory>
 #include <string>
 
-#include "swsl/image.h"
+#include <swsl/image.h>
 
 namespace swsl::detail {
 

@@ -1,4 +1,4 @@
-#include "decode_png.h"
+#include "image/decode_png.h"
 
 #include <algorithm>
 #include <cstring>
@@ -6,8 +6,8 @@
 #include <string_view>
 #include <vector>
 
-#include "limits.h"
-#include "orientation.h"
+#include "image/limits.h"
+#include "image/orientation.h"
 
 #if SWSL_WITH_PNG
 

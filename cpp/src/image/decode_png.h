@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <string>
 
-#include "buffer.h"
-#include "swsl/image.h"
+#include "image/buffer.h"
+#include <swsl/image.h>
 
 namespace swsl::detail {
 

@@ -5,7 +5,7 @@
 #include <limits>
 #include <string>
 
-#include "swsl/image.h"
+#include <swsl/image.h>
 
 namespace swsl::detail {
 

@@ -6,7 +6,7 @@
 #include <optional>
 #include <string_view>
 
-#include "swsl/image.h"
+#include <swsl/image.h>
 
 namespace swsl::detail {
 

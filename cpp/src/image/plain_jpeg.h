@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <span>
 
-#include "swsl/image.h"
+#include <swsl/image.h>
 
 namespace swsl {
 

@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "resample/arithmetic.h"
+#include "resample/kernels/arithmetic.h"
 
 namespace swsl::resample {
 namespace {

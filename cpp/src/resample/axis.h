@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "swsl/preprocessor.h"
+#include <swsl/preprocessor.h>
 
 namespace swsl::resample {
 

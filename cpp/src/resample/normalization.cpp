@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "resample/arithmetic.h"
+#include "resample/kernels/arithmetic.h"
 
 namespace swsl::resample {
 namespace {

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "resample/scalar.h"
-#include "resample/simd.h"
+#include "resample/kernels/scalar.h"
+#include "resample/kernels/simd.h"
 
 namespace swsl::resample {
 namespace {

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "resample/axis.h"
-#include "resample/kernel.h"
-#include "resample/tables.h"
+#include "resample/kernels/kernel.h"
+#include "resample/kernels/tables.h"
 
 namespace swsl::resample {
 

@@ -1,0 +1,170 @@
+#include "engine/plan/pack.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#include "engine/kernels/bfloat16.h"
+#include "engine/thread_pool.h"
+
+namespace swsl::cpu {
+namespace {
+
+void put(char* step, int part, float value, bool bfloat16) {
+  if (bfloat16) {
+    const std::uint16_t narrow = to_bfloat16(value);
+    std::memcpy(step + part * 2, &narrow, sizeof narrow);
+  } else {
+    std::memcpy(step, &value, sizeof value);
+  }
+}
+
+int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+class Packer {
+ public:
+  Packer(const Layer& layer, const KernelSet& kernels, bool first)
+      : layer_(layer), kernels_(kernels), parts_(kernels.bfloat16 ? 2 : 1), in_per_group_(layer.in_channels / layer.groups),
+        out_per_group_(layer.out_channels / layer.groups), taps_(layer.window.kernel_height * layer.window.kernel_width) {
+    packed_.kernel = first ? ConvolutionKernel::first : fits_grouped_row() ? ConvolutionKernel::grouped_row : ConvolutionKernel::tile;
+    channels_ = round_up(layer.out_channels, kernels.line_channels());
+    packed_.bias.assign(channels_ + 2 * vector_width, 0.0f);
+    if (layer.bias) std::copy_n(layer.bias.get(), layer.out_channels, packed_.bias.begin());
+    for (int channel = 0; channel < channels_;) {
+      Panel panel = panel_at(channel, 1);
+      const bool whole_lines = channel % kernels.line_channels() == 0 && channel + 2 * vector_width <= channels_;
+      if (kernels.max_vectors == 2 && whole_lines && packed_.kernel != ConvolutionKernel::grouped_row) {
+        const Panel wide = panel_at(channel, 2), next = panel_at(channel + vector_width, 1);
+        if (cost(wide) <= cost(panel) + cost(next)) panel = wide;
+      }
+      panel.weights = packed_.bytes;
+      packed_.bytes += static_cast<std::ptrdiff_t>(panel.blocks) * panel.steps * panel.vectors * line_bytes;
+      packed_.panels.push_back(panel);
+      channel += panel.vectors * vector_width;
+    }
+    if (packed_.kernel == ConvolutionKernel::grouped_row) fill_permutations();
+  }
+
+  PackedConvolution take() { return std::move(packed_); }
+
+  static void fill(const Layer& layer, const KernelSet& kernels, const PackedConvolution& packed, const Panel& panel, char* to) {
+    const int parts = kernels.bfloat16 ? 2 : 1;
+    const int taps = layer.window.kernel_height * layer.window.kernel_width;
+    const int in_per_group = layer.in_channels / layer.groups, out_per_group = layer.out_channels / layer.groups;
+    const float* source = layer.weights.get();
+    const int width = panel.vectors * vector_width;
+    // The weight of output channel `out`, input channel `in` of the whole input, and tap; zero outside its group.
+    const auto weight = [&](int out, int in, int tap) {
+      const int local = in - out / out_per_group * in_per_group;
+      if (out >= layer.out_channels || local < 0 || local >= in_per_group) return 0.0f;
+      return source[(static_cast<std::ptrdiff_t>(out) * in_per_group + local) * taps + tap];
+    };
+    for (int block = 0; block < panel.blocks; ++block)
+      for (int step = 0; step < panel.steps; ++step)
+        for (int lane = 0; lane < width; ++lane, to += step_bytes)
+          for (int part = 0; part < parts; ++part) {
+            const int out = panel.first_channel + lane;
+            float value = 0;
+            if (packed.kernel == ConvolutionKernel::tile) {
+              const int in = ((panel.first_block + block / taps) * line_steps + panel.first_step + step) * parts + part;
+              value = weight(out, in, block % taps);
+            } else if (packed.kernel == ConvolutionKernel::first) {
+              const int at = step * parts + part, column = at / layer.in_channels;
+              if (column < layer.window.kernel_width) value = weight(out, at % layer.in_channels, block * layer.window.kernel_width + column);
+            } else {
+              // blocks are (kernel row, step), steps are kernel columns
+              const int group = out / out_per_group, per_row = panel.blocks / 3;
+              const int in = group * in_per_group + (block % per_row) * parts + part;
+              value = weight(out, in, block / per_row * 3 + step);
+            }
+            put(to, part, value, kernels.bfloat16);
+          }
+  }
+
+ private:
+  static double cost(const Panel& panel) { return static_cast<double>(panel.vectors) * panel.blocks * panel.steps; }
+
+  bool fits_grouped_row() const {
+    const Window& w = layer_.window;
+    return layer_.groups > 1 && in_per_group_ == out_per_group_ && layer_.residual < 0 && w.kernel_height == 3 && w.kernel_width == 3 &&
+           w.stride_height == w.stride_width && w.stride_height <= 2 && w.dilation_height == 1 && w.dilation_width == 1 &&
+           (in_per_group_ == 4 || in_per_group_ == 8) && layer_.out_channels % kernels_.line_channels() == 0;
+  }
+
+  Panel panel_at(int channel, int vectors) const {
+    Panel panel{vectors, channel, 0, 0, 0, 0, 0};
+    if (packed_.kernel == ConvolutionKernel::first) {
+      panel.blocks = layer_.window.kernel_height;
+      panel.steps = (layer_.window.kernel_width * layer_.in_channels + parts_ - 1) / parts_;
+      return panel;
+    }
+    if (packed_.kernel == ConvolutionKernel::grouped_row) {
+      panel.first_block = channel / kernels_.line_channels();
+      panel.blocks = 3 * in_per_group_ / parts_;
+      panel.steps = 3;
+      return panel;
+    }
+    const int last_channel = std::min(channel + vectors * vector_width, layer_.out_channels) - 1;
+    const int first_group = std::min(channel, last_channel) / out_per_group_, last_group = last_channel / out_per_group_;
+    const int begin = first_group * in_per_group_ / parts_;
+    const int end = ((last_group + 1) * in_per_group_ + parts_ - 1) / parts_;
+    panel.first_block = begin / line_steps;
+    const int last_block = (end - 1) / line_steps;
+    panel.blocks = (last_block - panel.first_block + 1) * taps_;
+    panel.steps = line_steps;
+    if (last_block == panel.first_block) {
+      panel.first_step = begin % line_steps;
+      panel.steps = end - begin;
+    }
+    return panel;
+  }
+
+  void fill_permutations() {
+    for (int vector = 0; vector < kernels_.line_vectors(); ++vector)
+      for (int step = 0; step < in_per_group_ / parts_; ++step)
+        for (int lane = 0; lane < vector_width; ++lane) {
+          const int group = (vector * vector_width + lane) / out_per_group_;
+          packed_.permutations.push_back(group * in_per_group_ / parts_ + step);
+        }
+  }
+
+  const Layer& layer_;
+  const KernelSet& kernels_;
+  int parts_, in_per_group_, out_per_group_, taps_, channels_ = 0;
+  PackedConvolution packed_;
+};
+
+}  // namespace
+
+PackedNetwork pack(FusedNetwork network, const KernelSet& kernels, ThreadPool& threads) {
+  PackedNetwork packed{&kernels, std::move(network), {}, nullptr, 0};
+  std::vector<std::pair<int, const Panel*>> work;
+  std::ptrdiff_t total = 0;
+  for (const Layer& layer : packed.network.layers) {
+    packed.convolutions.emplace_back();
+    if (layer.operation != Operation::convolution) continue;
+    auto& convolution = packed.convolutions.back();
+    convolution = Packer(layer, kernels, layer.input == packed.network.input).take();
+    for (auto& panel : convolution.panels) panel.weights += total;
+    total += convolution.bytes;
+  }
+  for (std::size_t i = 0; i < packed.convolutions.size(); ++i)
+    for (const auto& panel : packed.convolutions[i].panels) work.emplace_back(static_cast<int>(i), &panel);
+  packed.weight_bytes = total;
+  // Prefetching may run past the last panel's end.
+  packed.weights = allocate(total + 4096);
+  std::atomic<std::size_t> next{0};
+  threads.run([&](int) {
+    for (std::size_t i; (i = next.fetch_add(1)) < work.size();) {
+      const auto [index, panel] = work[i];
+      Packer::fill(packed.network.layers[index], kernels, packed.convolutions[index], *panel, packed.weights.get() + panel->weights);
+    }
+  });
+  for (auto& layer : packed.network.layers) {
+    layer.weights.reset();
+    layer.bias.reset();
+  }
+  return packed;
+}
+
+}  // namespace swsl::cpu

@@ -28,33 +28,43 @@ namespace {
 constexpr std::string_view usage =
     "usage: swsl-classify MODEL [IMAGE ...] [options]\n"
     "\n"
-    "MODEL is a frozen module (made by: swsl export). IMAGE is a file, a folder (searched recursively, in sorted order) or - for\n"
-    "a list of paths on stdin, one a line. What is printed for a list comes as soon as it is computed; folders and\n"
+    "MODEL is a frozen module (made by: swsl export). IMAGE is a file, a folder (searched recursively, in "
+    "sorted order) or - for\n"
+    "a list of paths on stdin, one a line. What is printed for a list comes as soon as it is computed; "
+    "folders and\n"
     "files of rows are computed in full batches.\n"
     "\n"
     "  --top-k N          predictions an image (5)\n"
     "  --format FORMAT    of stdout: table, json (an object a line) or csv (a row an image) (table)\n"
-    "  -o, --output FILE  write to FILE.csv or FILE.jsonl instead; until it is complete, its rows are in FILE.partial; what made\n"
+    "  -o, --output FILE  write to FILE.csv or FILE.jsonl instead; until it is complete, its rows are in "
+    "FILE.partial; what made\n"
     "                     it is in FILE.run.json. A device or a pipe is written into, as stdout is\n"
-    "  --resume           go on with the FILE.partial that an interrupted run of the same model and options has left, or with a\n"
+    "  --resume           go on with the FILE.partial that an interrupted run of the same model and options "
+    "has left, or with a\n"
     "                     whole FILE if there are more images now\n"
     "  --device DEVICE    cpu, cuda, cuda:N, or auto: a GPU if there is one (cpu)\n"
-    "  --dtype DTYPE      float32, bfloat16, float16, auto (the faster of the first two) or, on CUDA, tf32 (float32 with\n"
+    "  --dtype DTYPE      float32, bfloat16, float16, auto (the faster of the first two) or, on CUDA, tf32 "
+    "(float32 with\n"
     "                     products of numbers rounded to TF32), of weights and activations (float32)\n"
-    "  --cores N          that forward pass and decoding share (as many as the process may use: by its affinity, its cgroup's CPU\n"
+    "  --cores N          that forward pass and decoding share (as many as the process may use: by its "
+    "affinity, its cgroup's CPU\n"
     "                     quota and OMP_NUM_THREADS, the smallest of them)\n"
     "  --threads N        that compute the forward pass on a CPU, at most --cores (as many)\n"
-    "  --workers N        threads that read and decode images; they and the forward pass share the cores, so more only help\n"
+    "  --workers N        threads that read and decode images; they and the forward pass share the cores, so "
+    "more only help\n"
     "                     where reading is slow (as many as --cores)\n"
     "  --batch-size N     images in one forward pass at most (16; on a GPU 64)\n"
-    "  --max-pixels N     of an image; one of more is an error, for a small file can hold a great many (89478485)\n"
+    "  --max-pixels N     of an image; one of more is an error, for a small file can hold a great many "
+    "(89478485)\n"
     "  --exif-orientation turn images as their EXIF tag says\n"
-    "  --info             print what the model says about itself, and stop; with --format json, its metadata as they are\n"
+    "  --info             print what the model says about itself, and stop; with --format json, its metadata "
+    "as they are\n"
     "  --help             print this, and stop\n"
     "\n"
     "An image that cannot be used is one line on stderr, and the rest go on.\n"
     "Bytes of a file's name that are no UTF-8 are written \\xff, in every output.\n"
-    "Exit code: 0 all went well, 1 an image or the model could not be used, 2 wrong usage, 130 or 143 stopped by a signal.\n";
+    "Exit code: 0 all went well, 1 an image or the model could not be used, 2 wrong usage, 130 or 143 "
+    "stopped by a signal.\n";
 
 struct WrongUsage : std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -116,34 +126,54 @@ Arguments parse(const std::vector<std::string>& words) {
       }
       return value;
     };
-    if (name == "--top-k") out.top_k = positive(name, argument());
-    else if (name == "--format") format = argument();
-    else if (name == "--output" || name == "-o") out.output = argument();
-    else if (name == "--workers") out.workers = positive(name, argument());
-    else if (name == "--device") out.options.device = argument();
-    else if (name == "--dtype") out.options.dtype = argument();
-    else if (name == "--cores") out.options.cores = positive(name, argument());
-    else if (name == "--threads") out.options.threads = positive(name, argument());
-    else if (name == "--batch-size") out.options.batch_size = positive(name, argument());
-    else if (name == "--max-pixels") out.options.max_pixels = positive(name, argument());
-    else if (joined) throw WrongUsage("unknown option " + words[i]);
-    else if (name == "--exif-orientation") out.options.exif_orientation = true;
-    else if (name == "--resume") out.resume = true;
-    else if (name == "--info") out.info = true;
-    else if (name == "--help" || name == "-h") out.help = true;
-    else if (name == "--") options_end = true;
-    else throw WrongUsage("unknown option " + name);
+    if (name == "--top-k")
+      out.top_k = positive(name, argument());
+    else if (name == "--format")
+      format = argument();
+    else if (name == "--output" || name == "-o")
+      out.output = argument();
+    else if (name == "--workers")
+      out.workers = positive(name, argument());
+    else if (name == "--device")
+      out.options.device = argument();
+    else if (name == "--dtype")
+      out.options.dtype = argument();
+    else if (name == "--cores")
+      out.options.cores = positive(name, argument());
+    else if (name == "--threads")
+      out.options.threads = positive(name, argument());
+    else if (name == "--batch-size")
+      out.options.batch_size = positive(name, argument());
+    else if (name == "--max-pixels")
+      out.options.max_pixels = positive(name, argument());
+    else if (joined)
+      throw WrongUsage("unknown option " + words[i]);
+    else if (name == "--exif-orientation")
+      out.options.exif_orientation = true;
+    else if (name == "--resume")
+      out.resume = true;
+    else if (name == "--info")
+      out.info = true;
+    else if (name == "--help" || name == "-h")
+      out.help = true;
+    else if (name == "--")
+      options_end = true;
+    else
+      throw WrongUsage("unknown option " + name);
   }
   if (out.help) return out;
   if (!out.output.empty()) out.target = resolve_target(out.output);
   const bool special = out.target && out.target->special;
   out.format = parse_format(format, out.output, special);
-  if (out.resume && special) throw WrongUsage("--resume: expected a file, got a pipe or device, \"" + out.output + '"');
-  if (out.resume && out.output.empty()) throw WrongUsage("--resume: expected the --output of the interrupted run beside it");
+  if (out.resume && special)
+    throw WrongUsage("--resume: expected a file, got a pipe or device, \"" + out.output + '"');
+  if (out.resume && out.output.empty())
+    throw WrongUsage("--resume: expected the --output of the interrupted run beside it");
   if (positional.empty()) throw WrongUsage("expected a model");
   out.model = positional.front();
   out.images.assign(positional.begin() + 1, positional.end());
-  if (out.images.empty() && !out.info) throw WrongUsage("expected an image, a folder, or - for a list on stdin");
+  if (out.images.empty() && !out.info)
+    throw WrongUsage("expected an image, a folder, or - for a list on stdin");
   return out;
 }
 
@@ -154,14 +184,16 @@ void print_info(const Arguments& arguments) {
     return;
   }
   const auto& spec = m.preprocess;
-  std::cout << "variant      " << m.variant.value_or("none of the published ones") << "\nclasses      " << m.labels.size()
-            << "\nblocks       ";
-  for (std::size_t i = 0; i < m.architecture.layers.size(); ++i) std::cout << (i ? "," : "") << m.architecture.layers[i];
+  std::cout << "variant      " << m.variant.value_or("none of the published ones") << "\nclasses      "
+            << m.labels.size() << "\nblocks       ";
+  for (std::size_t i = 0; i < m.architecture.layers.size(); ++i)
+    std::cout << (i ? "," : "") << m.architecture.layers[i];
   std::cout << ", groups × width " << m.architecture.groups << " × " << m.architecture.width_per_group
             << "\ninput        " << spec.height << "×" << spec.width << ", crop_pct " << spec.crop_pct << ", "
             << (spec.interpolation == swsl::Interpolation::bilinear ? "bilinear" : "bicubic")
-            << "\nlicence      " << m.license.value_or("not stated") << "\nweights      SHA-256 " << m.weights_sha256.value_or("not known")
-            << "\nexported by  swsl " << m.swsl_version << ", torch " << m.torch_version << "\nformat       " << m.format << '\n';
+            << "\nlicence      " << m.license.value_or("not stated") << "\nweights      SHA-256 "
+            << m.weights_sha256.value_or("not known") << "\nexported by  swsl " << m.swsl_version
+            << ", torch " << m.torch_version << "\nformat       " << m.format << '\n';
 }
 
 std::int64_t count_images(const std::vector<std::string>& images) {
@@ -178,7 +210,8 @@ std::string kept(const std::optional<OutputLock>& lock, const std::optional<Part
   const std::string partial = PartialFile::path_of(target);
   if (!lock) return "only what was printed is kept; a run with -o FILE can go on with --resume";
   if (file && file->is_complete()) return target + " is complete";
-  if (file && file->rows() > 0) return std::to_string(file->rows()) + " rows are in " + partial + "; go on with --resume";
+  if (file && file->rows() > 0)
+    return std::to_string(file->rows()) + " rows are in " + partial + "; go on with --resume";
   if (!file && std::filesystem::exists(partial)) return partial + " is as it was; go on with --resume";
   return "nothing was kept, for there was no row yet";
 }
@@ -204,7 +237,8 @@ int run(const Arguments& arguments) {
     file.emplace(target, arguments.format, arguments.top_k, runner.batch_size(),
                  run_record(runner, arguments.options, arguments.top_k), arguments.resume);
     if (file->rows() && !file->is_complete())
-      std::cerr << "swsl-classify: " << file->rows() << " rows are in " << PartialFile::path_of(target) << ", going on\n";
+      std::cerr << "swsl-classify: " << file->rows() << " rows are in " << PartialFile::path_of(target)
+                << ", going on\n";
   } else {
     print(header(arguments.format, arguments.top_k));
   }
@@ -220,7 +254,8 @@ int run(const Arguments& arguments) {
   };
 
   swsl::StreamOptions options{.workers = arguments.workers, .top_k = arguments.top_k};
-  if (to_file || !from_stdin) options.max_wait = {};  // full batches: what is in a file does not depend on timing
+  if (to_file || !from_stdin)
+    options.max_wait = {};  // full batches: what is in a file does not depend on timing
   swsl::Stream stream(runner, options);
   std::deque<std::string> under_way;
   std::string rows;
@@ -254,7 +289,9 @@ int run(const Arguments& arguments) {
     under_way.push_back(path);
     stream.push(path);
   };
-  const auto report = [&](const std::string& line) { progress.message("swsl-classify: " + written_error(line)); };
+  const auto report = [&](const std::string& line) {
+    progress.message("swsl-classify: " + written_error(line));
+  };
   try {
     for_each_image(arguments.images, take, report, write_what_is_there);
     if (Interruption::signal()) throw Interrupted();

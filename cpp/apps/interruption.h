@@ -17,7 +17,8 @@ class Interruption {
       struct sigaction action{}, before{};
       action.sa_handler = &note;
       action.sa_flags = static_cast<int>(SA_RESTART | SA_RESETHAND);
-      if (sigaction(signal, nullptr, &before) == 0 && before.sa_handler != SIG_IGN) sigaction(signal, &action, nullptr);
+      if (sigaction(signal, nullptr, &before) == 0 && before.sa_handler != SIG_IGN)
+        sigaction(signal, &action, nullptr);
     }
   }
 

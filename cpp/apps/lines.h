@@ -13,9 +13,9 @@
 
 class StdinLines {
  public:
-  // The next line, without the \n or \r\n at its end; nothing after the last one, or once a signal has come. Before it waits
-  // for input, and again every few milliseconds while it waits, it calls `meanwhile`, until that returns false: nothing is
-  // left to be done before the next line.
+  // The next line, without the \n or \r\n at its end; nothing after the last one, or once a signal has come.
+  // Before it waits for input, and again every few milliseconds while it waits, it calls `meanwhile`, until
+  // that returns false: nothing is left to be done before the next line.
   std::optional<std::string> next(const std::function<bool()>& meanwhile = {}) {
     while (true) {
       const auto end = buffer_.find('\n', searched_);

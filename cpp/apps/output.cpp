@@ -61,7 +61,8 @@ std::string csv_row(int top_k, const std::string& path, const swsl::StreamResult
 std::string table_row(const std::string& path, const swsl::StreamResult& result) {
   if (!result.ok()) return "";  // its error is on stderr
   std::string out = written_name(path) + '\n';
-  for (const auto& p : result.predictions) out += "  " + number(100.0 * p.probability, "%7.2f") + "%  " + p.label + '\n';
+  for (const auto& p : result.predictions)
+    out += "  " + number(100.0 * p.probability, "%7.2f") + "%  " + p.label + '\n';
   return out;
 }
 
@@ -90,7 +91,8 @@ std::string written_name(std::string_view name) {
   const auto is_digit = [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); };
   std::string out;
   for (std::size_t i = 0; i < name.size(); ++i) {
-    const bool ambiguous = i + 3 < name.size() && name.substr(i, 2) == "\\x" && is_digit(name[i + 2]) && is_digit(name[i + 3]);
+    const bool ambiguous =
+        i + 3 < name.size() && name.substr(i, 2) == "\\x" && is_digit(name[i + 2]) && is_digit(name[i + 3]);
     out += ambiguous ? "\\x5c" : std::string(1, name[i]);
   }
   return swsl::detail::as_utf8(out);

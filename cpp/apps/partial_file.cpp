@@ -40,9 +40,10 @@ std::string first_csv_field(const std::string& record) {
 std::string shown(const swsl::Json& record, const std::string& name) {
   const auto found = record.members().find(name);
   if (found == record.members().end() || found->second.is_null()) return "null";
-  for (const auto& show : {+[](const swsl::Json& j) { return j.string(); },
-                           +[](const swsl::Json& j) { return std::to_string(j.integer()); },
-                           +[](const swsl::Json& j) { return std::string(j.boolean() ? "true" : "false"); }}) {
+  for (const auto& show :
+       {+[](const swsl::Json& j) { return j.string(); },
+        +[](const swsl::Json& j) { return std::to_string(j.integer()); },
+        +[](const swsl::Json& j) { return std::string(j.boolean() ? "true" : "false"); }}) {
     try {
       return show(found->second);
     } catch (const swsl::JsonError&) {  // of another kind
@@ -59,12 +60,13 @@ std::string run_record(const swsl::Runner& runner, const swsl::RunnerOptions& op
   out << "{\"model\": \"" << runner.metadata().fingerprint << "\", \"dtype\": \"" << runner.info().dtype
       << "\", \"exif_orientation\": " << truth(options.exif_orientation)
       << ", \"dct_scaling\": " << truth(options.dct_scaling) << ", \"nvjpeg\": " << truth(options.nvjpeg)
-      << ", \"max_pixels\": " << options.max_pixels << ", \"output\": \"predictions\", \"top_k\": " << top_k << "}\n";
+      << ", \"max_pixels\": " << options.max_pixels << ", \"output\": \"predictions\", \"top_k\": " << top_k
+      << "}\n";
   return out.str();
 }
 
-PartialFile::PartialFile(const std::string& target, Format format, int top_k, int batch_size, const std::string& record,
-                         bool resume)
+PartialFile::PartialFile(const std::string& target, Format format, int top_k, int batch_size,
+                         const std::string& record, bool resume)
     : target_(target),
       partial_(path_of(target)),
       header_(header(format, top_k)),
@@ -96,7 +98,8 @@ void PartialFile::remove_empty() const {
   unlink(record_path(partial_).c_str());
 }
 
-// Sets what is kept of the file's rows, lets the reader stand before the first one, and returns how many are whole.
+// Sets what is kept of the file's rows, lets the reader stand before the first one, and returns how many are
+// whole.
 std::int64_t PartialFile::open_reader(const std::string& path) {
   reader_ = std::ifstream(path, std::ios::binary);
   kept_ = 0, whole_ = 0;
@@ -151,19 +154,20 @@ void PartialFile::check_record(const std::string& path) const {
     for (const auto& name : names) {
       const std::string then = shown(found, name), now = shown(expected, name);
       if (then != now)
-        differences +=
-            (differences.empty() ? "" : ", ") + name + ' ' + then.substr(0, 16) + " and not " + now.substr(0, 16);
+        differences += (differences.empty() ? "" : ", ") + name + ' ' + then.substr(0, 16) + " and not " +
+                       now.substr(0, 16);
     }
   } catch (const swsl::JsonError&) {
-    throw std::runtime_error(path + ": does not say what made it (an older version?); start anew without --resume");
+    throw std::runtime_error(path +
+                             ": does not say what made it (an older version?); start anew without --resume");
   }
   if (!differences.empty())
     throw std::runtime_error(path + ": was made with " + differences +
                              "; give the same model and options, or start anew without --resume");
 }
 
-// A record without its newline; false for one that has none, or where there is none. A newline in quotes ends no CSV
-// record.
+// A record without its newline; false for one that has none, or where there is none. A newline in quotes ends
+// no CSV record.
 bool PartialFile::read_record(std::string& record) {
   record.clear();
   bool quoted = false;
@@ -200,8 +204,8 @@ bool PartialFile::has_next(const std::string& input) {
 
 void PartialFile::refuse_inputs(const std::string& found, const std::string& expected) const {
   const std::string place = std::to_string(checked_ + 1);
-  throw std::runtime_error(source() + ": row " + place + " is of " + found + ", but input " + place + " is now " +
-                           expected + "; give the same inputs, or start anew without --resume");
+  throw std::runtime_error(source() + ": row " + place + " is of " + found + ", but input " + place +
+                           " is now " + expected + "; give the same inputs, or start anew without --resume");
 }
 
 void PartialFile::append(std::string_view rows, std::int64_t count) {
@@ -217,7 +221,8 @@ void PartialFile::complete() {
     // Only root gives files away, and others only to their groups: then the writer owns it, as after `mv`.
     static_cast<void>(fchown(file_, static_cast<uid_t>(-1), before.st_gid) +
                       fchown(file_, before.st_uid, static_cast<gid_t>(-1)));
-    if (fchmod(file_, before.st_mode & 0777) != 0) throw failure(partial_, "cannot get the mode of the file before it");
+    if (fchmod(file_, before.st_mode & 0777) != 0)
+      throw failure(partial_, "cannot get the mode of the file before it");
   }
   if (fsync(file_) != 0) throw failure(partial_, "cannot be written");
   if (std::rename(partial_.c_str(), target_.c_str()) != 0) throw failure(target_, "cannot be written");

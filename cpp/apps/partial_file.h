@@ -1,5 +1,6 @@
-// Rows of a long run, kept as they come: FILE.partial, which becomes FILE by a rename, and beside each a record of what
-// made it. As in Python: swsl/bulk.py and swsl/run_record.py; either program continues what the other began.
+// Rows of a long run, kept as they come: FILE.partial, which becomes FILE by a rename, and beside each a
+// record of what made it. As in Python: swsl/bulk.py and swsl/run_record.py; either program continues what
+// the other began.
 #pragma once
 
 #include <cstdint>
@@ -14,13 +15,13 @@
 // What decides the rows of a run, as one JSON object and a newline.
 std::string run_record(const swsl::Runner& runner, const swsl::RunnerOptions& options, int top_k);
 
-// Rows come in the order of the inputs, one each, so the whole rows of an interrupted run say where to go on. Hold an
-// OutputLock meanwhile. Throws std::runtime_error.
+// Rows come in the order of the inputs, one each, so the whole rows of an interrupted run say where to go on.
+// Hold an OutputLock meanwhile. Throws std::runtime_error.
 class PartialFile {
  public:
   // The formats with a row for every input: json or csv. `resume` keeps the rows of whole batches that are in
-  // FILE.partial: the images after them are then computed in the same batches as without an interruption, and come to
-  // the same last digit. Where none are there, it keeps all that are in FILE.
+  // FILE.partial: the images after them are then computed in the same batches as without an interruption, and
+  // come to the same last digit. Where none are there, it keeps all that are in FILE.
   PartialFile(const std::string& target, Format format, int top_k, int batch_size, const std::string& record,
               bool resume);
   ~PartialFile();

@@ -1,4 +1,5 @@
-// One line on stderr that says how far a run has come, redrawn at most ten times a second, and only on a terminal.
+// One line on stderr that says how far a run has come, redrawn at most ten times a second, and only on a
+// terminal.
 #pragma once
 
 #include <unistd.h>

@@ -18,7 +18,8 @@ namespace fs = std::filesystem;
 class Skipped {
  public:
   void add(const std::string& kind, const fs::path& path) {
-    auto place = std::find_if(kinds_.begin(), kinds_.end(), [&](const Kind& known) { return known.name == kind; });
+    auto place =
+        std::find_if(kinds_.begin(), kinds_.end(), [&](const Kind& known) { return known.name == kind; });
     if (place == kinds_.end()) place = kinds_.insert(place, {kind, path.string(), 0});
     ++place->count;
   }
@@ -26,8 +27,8 @@ class Skipped {
   std::string line() const {
     std::string out;
     for (const auto& kind : kinds_)
-      out += (out.empty() ? "skipped: " : ", ") + std::to_string(kind.count) + ' ' + kind.name + " (" + kind.example +
-             (kind.count > 1 ? ", …)" : ")");
+      out += (out.empty() ? "skipped: " : ", ") + std::to_string(kind.count) + ' ' + kind.name + " (" +
+             kind.example + (kind.count > 1 ? ", …)" : ")");
     return out;
   }
 
@@ -39,12 +40,16 @@ class Skipped {
   std::vector<Kind> kinds_;
 };
 
-bool is_hidden(const std::string& name) { return name.starts_with('.') || name == "@eaDir" || name == "__MACOSX"; }
+bool is_hidden(const std::string& name) {
+  return name.starts_with('.') || name == "@eaDir" || name == "__MACOSX";
+}
 
 bool has_suffix_of_image(const fs::path& path) {
-  static const std::set<std::string> suffixes = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"};
+  static const std::set<std::string> suffixes = {".jpg", ".jpeg", ".png", ".webp",
+                                                 ".gif", ".bmp",  ".tif", ".tiff"};
   std::string suffix = path.extension().string();
-  std::transform(suffix.begin(), suffix.end(), suffix.begin(), [](unsigned char c) { return std::tolower(c); });
+  std::transform(suffix.begin(), suffix.end(), suffix.begin(),
+                 [](unsigned char c) { return std::tolower(c); });
   return suffixes.contains(suffix);
 }
 
@@ -52,12 +57,14 @@ bool has_suffix_of_image(const fs::path& path) {
 bool walk(const fs::path& folder, const std::function<void(const std::string&)>& take, Skipped& skipped) {
   std::vector<fs::directory_entry> entries;
   std::error_code error;
-  for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) entries.push_back(*it);
+  for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error))
+    entries.push_back(*it);
   if (error) {  // opening it says what is wrong
     take(folder.string());
     return true;
   }
-  std::sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) { return a.path().native() < b.path().native(); });
+  std::sort(entries.begin(), entries.end(),
+            [](const auto& a, const auto& b) { return a.path().native() < b.path().native(); });
 
   bool found = false;
   std::vector<fs::path> folders;
@@ -86,8 +93,10 @@ bool walk(const fs::path& folder, const std::function<void(const std::string&)>&
 
 }  // namespace
 
-void for_each_image(const std::vector<std::string>& images, const std::function<void(const std::string& path)>& take,
-                    const std::function<void(const std::string& line)>& report, const std::function<bool()>& meanwhile) {
+void for_each_image(const std::vector<std::string>& images,
+                    const std::function<void(const std::string& path)>& take,
+                    const std::function<void(const std::string& line)>& report,
+                    const std::function<bool()>& meanwhile) {
   Skipped skipped;
   for (const auto& image : images) {
     std::error_code ignored;

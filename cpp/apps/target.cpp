@@ -31,7 +31,8 @@ Target resolve_target(const std::string& path) {
       return {path, true, std::stoi(name)};
     if (!fs::is_symlink(fs::symlink_status(target, ignored))) break;
     const fs::path following = real / fs::read_symlink(target, ignored);
-    if (fs::exists(target, ignored) && !fs::exists(following, ignored)) break;  // another process's pipe: "pipe:[123]"
+    if (fs::exists(target, ignored) && !fs::exists(following, ignored))
+      break;  // another process's pipe: "pipe:[123]"
     target = following;
   }
   const auto status = fs::status(target, ignored);
@@ -44,10 +45,10 @@ int open_special(const Target& target) {
   struct stat found{};
   if (target.descriptor < 0 && stat(target.path.c_str(), &found) == 0 &&
       (S_ISSOCK(found.st_mode) || S_ISBLK(found.st_mode)))
-    throw std::runtime_error(target.path +
-                             ": expected a file, a pipe or a character device, got a socket or a block device");
-  const int file =
-      target.descriptor >= 0 ? dup(target.descriptor) : open(target.path.c_str(), O_WRONLY | O_NOCTTY | O_CLOEXEC);
+    throw std::runtime_error(
+        target.path + ": expected a file, a pipe or a character device, got a socket or a block device");
+  const int file = target.descriptor >= 0 ? dup(target.descriptor)
+                                          : open(target.path.c_str(), O_WRONLY | O_NOCTTY | O_CLOEXEC);
   if (file < 0) throw std::runtime_error(target.path + ": cannot be opened: " + std::strerror(errno));
   return file;
 }
@@ -55,18 +56,21 @@ int open_special(const Target& target) {
 void write_whole(int file, const std::string& name, std::string_view text) {
   while (!text.empty()) {
     const auto count = write(file, text.data(), text.size());
-    if (count < 0 && errno != EINTR) throw std::runtime_error(name + ": cannot be written: " + std::strerror(errno));
+    if (count < 0 && errno != EINTR)
+      throw std::runtime_error(name + ": cannot be written: " + std::strerror(errno));
     if (count > 0) text.remove_prefix(static_cast<std::size_t>(count));
   }
 }
 
 OutputLock::OutputLock(const std::string& target) : path_(target + ".lock") {
-  while (!try_lock(target)) {}
+  while (!try_lock(target)) {
+  }
   utsname host{};
   uname(&host);
   const std::string holder = std::to_string(getpid()) + " on " + host.nodename + '\n';
   if (ftruncate(file_, 0) != 0 || pwrite(file_, holder.data(), holder.size(), 0) < 0)
-    std::cerr << "swsl-classify: warning: " << path_ << ": cannot be written: " << std::strerror(errno) << '\n';
+    std::cerr << "swsl-classify: warning: " << path_ << ": cannot be written: " << std::strerror(errno)
+              << '\n';
 }
 
 // False where its holder removed the file just now.

@@ -1,5 +1,5 @@
-// The file, device or pipe that a user's --output means, and the lock that keeps a second run from it. As in Python:
-// swsl/output.py and swsl/run_record.py.
+// The file, device or pipe that a user's --output means, and the lock that keeps a second run from it. As in
+// Python: swsl/output.py and swsl/run_record.py.
 #pragma once
 
 #include <string>
@@ -20,8 +20,8 @@ int open_special(const Target& target);
 // All of the text into an open file, which errors call by its name. Throws std::runtime_error.
 void write_whole(int file, const std::string& name, std::string_view text);
 
-// Held by one process at a time: the kernel's lock on FILE.lock, which holds that process's number. A process that is
-// gone holds none. Throws std::runtime_error, which names the holder.
+// Held by one process at a time: the kernel's lock on FILE.lock, which holds that process's number. A process
+// that is gone holds none. Throws std::runtime_error, which names the holder.
 class OutputLock {
  public:
   explicit OutputLock(const std::string& target);

@@ -28,10 +28,12 @@ namespace py = pybind11;
 namespace {
 
 // Of a str, with the bytes that the names of files may hold and UTF-8 may not.
-std::string bytes_of(const py::handle& text) { return py::bytes(text.attr("encode")("utf-8", "surrogateescape")); }
+std::string bytes_of(const py::handle& text) {
+  return py::bytes(text.attr("encode")("utf-8", "surrogateescape"));
+}
 
-// Python objects as image sources. Whatever the sources point to lives as long as this: it must be made and destroyed with
-// the GIL held, and may be used without it.
+// Python objects as image sources. Whatever the sources point to lives as long as this: it must be made and
+// destroyed with the GIL held, and may be used without it.
 class Sources {
  public:
   explicit Sources(const py::sequence& images) {
@@ -48,10 +50,11 @@ class Sources {
       std::get<swsl::EncodedImage>(sources_.back()).name = bytes_of(parts[1]);
     } else if (THPVariable_Check(image.ptr())) {
       const at::Tensor& tensor = THPVariable_Unpack(image.ptr());
-      const bool fits = tensor.is_cpu() && tensor.scalar_type() == at::kByte && tensor.dim() == 3 && tensor.size(2) == 3;
+      const bool fits =
+          tensor.is_cpu() && tensor.scalar_type() == at::kByte && tensor.dim() == 3 && tensor.size(2) == 3;
       if (!fits) throw refused("a uint8 tensor height × width × 3 on the CPU", "another tensor");
-      add_pixels(tensor.const_data_ptr<std::uint8_t>(), tensor.size(0), tensor.size(1), tensor.stride(0), tensor.stride(1),
-                 tensor.stride(2));
+      add_pixels(tensor.const_data_ptr<std::uint8_t>(), tensor.size(0), tensor.size(1), tensor.stride(0),
+                 tensor.stride(1), tensor.stride(2));
       owners_.push_back(std::move(image));
     } else if (PyObject_CheckBuffer(image.ptr())) {
       buffers_.push_back(py::reinterpret_borrow<py::buffer>(image).request());
@@ -59,8 +62,8 @@ class Sources {
       if (buffer.itemsize != 1 || (buffer.ndim != 1 && !(buffer.ndim == 3 && buffer.shape[2] == 3)))
         throw refused("the bytes of an image file or uint8 pixels height × width × 3", "another buffer");
       if (buffer.ndim == 3)
-        add_pixels(static_cast<const std::uint8_t*>(buffer.ptr), buffer.shape[0], buffer.shape[1], buffer.strides[0],
-                   buffer.strides[1], buffer.strides[2]);
+        add_pixels(static_cast<const std::uint8_t*>(buffer.ptr), buffer.shape[0], buffer.shape[1],
+                   buffer.strides[0], buffer.strides[1], buffer.strides[2]);
       else if (buffer.strides[0] != 1 && buffer.size > 1)
         throw refused("contiguous bytes", "a buffer with gaps");
       else
@@ -72,9 +75,10 @@ class Sources {
     }
   }
 
-  // Views where the pixels of a row lie next to each other, a packed copy of anything else (a flipped or transposed array).
-  void add_pixels(const std::uint8_t* data, py::ssize_t height, py::ssize_t width, py::ssize_t row, py::ssize_t column,
-                  py::ssize_t channel) {
+  // Views where the pixels of a row lie next to each other, a packed copy of anything else (a flipped or
+  // transposed array).
+  void add_pixels(const std::uint8_t* data, py::ssize_t height, py::ssize_t width, py::ssize_t row,
+                  py::ssize_t column, py::ssize_t channel) {
     constexpr py::ssize_t longest = std::numeric_limits<int>::max();
     if (height > longest || width > longest) throw refused("sides of at most 2^31 - 1 pixels", "longer ones");
     const int h = static_cast<int>(height), w = static_cast<int>(width);
@@ -91,7 +95,8 @@ class Sources {
   }
 
   py::value_error refused(const char* expected, const char* found) const {
-    return py::value_error("images[" + std::to_string(sources_.size()) + "]: expected " + expected + ", got " + found);
+    return py::value_error("images[" + std::to_string(sources_.size()) + "]: expected " + expected +
+                           ", got " + found);
   }
 
   std::vector<swsl::ImageSource> sources_;
@@ -100,8 +105,8 @@ class Sources {
   std::deque<std::vector<std::uint8_t>> copies_;
 };
 
-// What threads of ours pass on their way into Python. It is shut before Python goes: a thread that asks for the GIL later is ended in
-// the middle of what it does, and the program with it.
+// What threads of ours pass on their way into Python. It is shut before Python goes: a thread that asks for
+// the GIL later is ended in the middle of what it does, and the program with it.
 class Gate {
  public:
   bool enter() {
@@ -130,7 +135,8 @@ class Gate {
   bool shut_ = false;
 } gate;
 
-// A Python function (path or buffer, name) → buffer height × width × 3, or None, as RunnerOptions::decode_other.
+// A Python function (path or buffer, name) → buffer height × width × 3, or None, as
+// RunnerOptions::decode_other.
 class PythonDecoder {
  public:
   explicit PythonDecoder(py::function function)
@@ -158,7 +164,8 @@ class PythonDecoder {
       if (answer.is_none()) return {};
       const auto pixels = py::buffer(answer).request();
       const auto* first = static_cast<const std::uint8_t*>(pixels.ptr);
-      return {static_cast<int>(pixels.shape[0]), static_cast<int>(pixels.shape[1]), {first, first + pixels.size}};
+      return {
+          static_cast<int>(pixels.shape[0]), static_cast<int>(pixels.shape[1]), {first, first + pixels.size}};
     } catch (const py::error_already_set& error) {
       if (!error.matches(py::module_::import("swsl.image").attr("ImageError"))) throw;
       throw swsl::ImageError(bytes_of(py::str(error.value())));
@@ -172,7 +179,8 @@ class PythonDecoder {
 using BatchMethod = swsl::BatchResult (swsl::Runner::*)(std::span<const swsl::ImageSource>) const;
 
 template <BatchMethod method>
-std::pair<at::Tensor, std::vector<std::string>> batch(const swsl::Runner& runner, const py::sequence& images) {
+std::pair<at::Tensor, std::vector<std::string>> batch(const swsl::Runner& runner,
+                                                      const py::sequence& images) {
   const Sources sources(images);
   const py::gil_scoped_release no_gil;
   auto result = (runner.*method)(sources.span());
@@ -189,7 +197,8 @@ std::vector<PredictionTuple> tuples(const std::vector<swsl::Prediction>& predict
 }
 
 std::vector<std::pair<std::vector<PredictionTuple>, std::string>> classify(const swsl::Runner& runner,
-                                                                           const py::sequence& images, int top_k) {
+                                                                           const py::sequence& images,
+                                                                           int top_k) {
   const Sources sources(images);
   const py::gil_scoped_release no_gil;
   std::vector<std::pair<std::vector<PredictionTuple>, std::string>> out;
@@ -217,8 +226,8 @@ class Stream {
 
   std::size_t capacity() const { return stream_->capacity(); }
 
-  // May be called while another thread pops. Waits for nobody, as the caller has seen to it that there is room, and
-  // keeps the GIL so that nobody closes the stream meanwhile.
+  // May be called while another thread pops. Waits for nobody, as the caller has seen to it that there is
+  // room, and keeps the GIL so that nobody closes the stream meanwhile.
   void push(const py::object& image) {
     Sources source(py::make_tuple(image));
     if (!stream_) return;
@@ -269,7 +278,8 @@ at::Tensor decode(const py::object& image, bool exif_orientation, std::int64_t m
   const py::gil_scoped_release no_gil;
   const auto& source = sources.span()[0];
   const swsl::DecodeOptions options{.exif_orientation = exif_orientation, .max_pixels = max_pixels};
-  if (std::holds_alternative<swsl::ImageView>(source)) throw std::invalid_argument("image: expected a path or bytes, got pixels");
+  if (std::holds_alternative<swsl::ImageView>(source))
+    throw std::invalid_argument("image: expected a path or bytes, got pixels");
   auto owner = std::make_unique<swsl::Image>();
   if (const auto* path = std::get_if<std::string>(&source)) {
     *owner = swsl::read_image(*path, options);
@@ -278,8 +288,9 @@ at::Tensor decode(const py::object& image, bool exif_orientation, std::int64_t m
     *owner = swsl::decode_image(bytes.data, bytes.size, options, bytes.name);
   }
   auto* decoded = owner.release();
-  return at::from_blob(decoded->pixels.data(), {decoded->height, decoded->width, 3}, [decoded](void*) { delete decoded; },
-                       at::kByte);
+  return at::from_blob(
+      decoded->pixels.data(), {decoded->height, decoded->width, 3}, [decoded](void*) { delete decoded; },
+      at::kByte);
 }
 
 py::dict info(const swsl::Runner& runner) {
@@ -296,10 +307,12 @@ py::dict info(const swsl::Runner& runner) {
   return out;
 }
 
-std::vector<std::tuple<std::string, std::string, double, double>> profile(const swsl::Runner& runner, const at::Tensor& batch) {
+std::vector<std::tuple<std::string, std::string, double, double>> profile(const swsl::Runner& runner,
+                                                                          const at::Tensor& batch) {
   const py::gil_scoped_release no_gil;
   std::vector<std::tuple<std::string, std::string, double, double>> out;
-  for (const auto& time : runner.profile(batch)) out.emplace_back(time.kernel, time.shape, time.multiply_adds, time.seconds);
+  for (const auto& time : runner.profile(batch))
+    out.emplace_back(time.kernel, time.shape, time.multiply_adds, time.seconds);
   return out;
 }
 
@@ -316,10 +329,12 @@ py::dict build_info() {
   return out;
 }
 
-// Errors get the classes that the Python side of the package defines, so that they exist without this extension.
+// Errors get the classes that the Python side of the package defines, so that they exist without this
+// extension.
 void translate(std::exception_ptr thrown) {
   const auto raise = [](const char* module, const char* name, const std::exception& error) {
-    PyErr_SetString(py::module_::import(module).attr(name).ptr(), swsl::detail::as_utf8(error.what()).c_str());
+    PyErr_SetString(py::module_::import(module).attr(name).ptr(),
+                    swsl::detail::as_utf8(error.what()).c_str());
   };
   try {
     std::rethrow_exception(thrown);
@@ -337,24 +352,27 @@ void translate(std::exception_ptr thrown) {
 PYBIND11_MODULE(_C, m) {
   const auto version = py::module_::import("torch").attr("__version__").cast<std::string>();
   if (version.substr(0, version.find('+')) != TORCH_VERSION)
-    throw py::import_error("swsl._C was built with torch " TORCH_VERSION ", this is torch " + version + ": install swsl again");
+    throw py::import_error("swsl._C was built with torch " TORCH_VERSION ", this is torch " + version +
+                           ": install swsl again");
 
   py::register_exception_translator(&translate);
   py::module_::import("atexit").attr("register")(py::cpp_function([] { gate.shut(); }));
   pthread_atfork(nullptr, nullptr, [] { new (&gate) Gate; });  // nobody inside has come along
   using swsl::Runner;
   py::class_<Runner>(m, "Runner")
-      .def(py::init([](const std::string& model, std::string device, std::string dtype, int cores, int threads, int batch_size,
-                       bool exif_orientation, bool dct_scaling, bool nvjpeg, std::int64_t max_pixels, py::function decode_other) {
+      .def(py::init([](const std::string& model, std::string device, std::string dtype, int cores,
+                       int threads, int batch_size, bool exif_orientation, bool dct_scaling, bool nvjpeg,
+                       std::int64_t max_pixels, py::function decode_other) {
              PythonDecoder decoder(std::move(decode_other));
              const py::gil_scoped_release no_gil;
-             return std::make_unique<Runner>(model, swsl::RunnerOptions{std::move(device), std::move(dtype), cores, threads, batch_size,
-                                                                        exif_orientation, dct_scaling, nvjpeg, max_pixels,
-                                                                        std::move(decoder)});
+             return std::make_unique<Runner>(
+                 model,
+                 swsl::RunnerOptions{std::move(device), std::move(dtype), cores, threads, batch_size,
+                                     exif_orientation, dct_scaling, nvjpeg, max_pixels, std::move(decoder)});
            }),
-           py::arg("model"), py::kw_only(), py::arg("device"), py::arg("dtype"), py::arg("cores"), py::arg("threads"), py::arg("batch_size"),
-           py::arg("exif_orientation"), py::arg("dct_scaling"), py::arg("nvjpeg"), py::arg("max_pixels"),
-           py::arg("decode_other"))
+           py::arg("model"), py::kw_only(), py::arg("device"), py::arg("dtype"), py::arg("cores"),
+           py::arg("threads"), py::arg("batch_size"), py::arg("exif_orientation"), py::arg("dct_scaling"),
+           py::arg("nvjpeg"), py::arg("max_pixels"), py::arg("decode_other"))
       .def("classify", &classify, py::arg("images"), py::arg("top_k"))
       .def("logits", &batch<&Runner::logits>, py::arg("images"))
       .def("embed", &batch<&Runner::embed>, py::arg("images"))
@@ -364,10 +382,12 @@ PYBIND11_MODULE(_C, m) {
       .def("info", &info)
       .def("metadata", [](const Runner& runner) { return runner.metadata().json; });
   py::class_<Stream>(m, "Stream")
-      .def(py::init([](const Runner& runner, int batch_size, int workers, int top_k, const std::string& output,
-                       std::optional<double> max_wait) {
-             std::optional<std::chrono::microseconds> wait;  // 1e9 seconds are for ever, and can still be counted
-             if (max_wait) wait = std::chrono::microseconds(static_cast<std::int64_t>(std::min(*max_wait, 1e9) * 1e6));
+      .def(py::init([](const Runner& runner, int batch_size, int workers, int top_k,
+                       const std::string& output, std::optional<double> max_wait) {
+             std::optional<std::chrono::microseconds>
+                 wait;  // 1e9 seconds are for ever, and can still be counted
+             if (max_wait)
+               wait = std::chrono::microseconds(static_cast<std::int64_t>(std::min(*max_wait, 1e9) * 1e6));
              const swsl::StreamOptions options{batch_size, workers, top_k, parse_output(output), wait};
              return std::make_unique<Stream>(runner, options);
            }),
@@ -379,10 +399,14 @@ PYBIND11_MODULE(_C, m) {
       .def("ready", &Stream::ready)
       .def("pop", &Stream::pop)
       .def("close", &Stream::close);
-  m.def("decode_image", &decode, py::arg("image"), py::kw_only(), py::arg("exif_orientation"), py::arg("max_pixels"));
+  m.def("decode_image", &decode, py::arg("image"), py::kw_only(), py::arg("exif_orientation"),
+        py::arg("max_pixels"));
   m.def("golden_input", &swsl::golden_input, py::arg("shape"));
   m.def(
-      "peak_flops", [](const std::string& dtype, int threads) { return swsl::peak_flops(swsl::parse_dtype(dtype), threads); },
+      "peak_flops",
+      [](const std::string& dtype, int threads) {
+        return swsl::peak_flops(swsl::parse_dtype(dtype), threads);
+      },
       py::arg("dtype"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
   m.def("build_info", &build_info);
 }

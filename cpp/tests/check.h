@@ -48,8 +48,8 @@ template <typename... Parts>
 
 }  // namespace check
 
-#define TEST(name)                                                    \
-  static void test_##name();                                          \
+#define TEST(name)                                                          \
+  static void test_##name();                                                \
   static const check::Registration registration_##name{#name, test_##name}; \
   static void test_##name()
 
@@ -57,33 +57,33 @@ template <typename... Parts>
 #undef CHECK
 #undef CHECK_EQ
 
-#define CHECK(condition) \
-  do {                   \
+#define CHECK(condition)                                                        \
+  do {                                                                          \
     if (!(condition)) check::fail(__FILE__, __LINE__, "not true: " #condition); \
   } while (false)
 
 // Copies: a reference into a temporary would outlive it.
-#define CHECK_EQ(actual, expected)                                                                   \
-  do {                                                                                               \
-    const auto actual_value = (actual);                                                              \
-    const auto expected_value = (expected);                                                          \
-    if (!(actual_value == expected_value))                                                           \
+#define CHECK_EQ(actual, expected)                                                                  \
+  do {                                                                                              \
+    const auto actual_value = (actual);                                                             \
+    const auto expected_value = (expected);                                                         \
+    if (!(actual_value == expected_value))                                                          \
       check::fail(__FILE__, __LINE__, #actual " is ", actual_value, ", expected ", expected_value); \
   } while (false)
 
 // The message must contain `part`: an error that does not say what was wrong is a failure too.
-#define CHECK_THROWS(type, part, expression)                                                       \
-  do {                                                                                             \
-    std::string message_;                                                                          \
-    bool thrown_ = false;                                                                          \
-    try {                                                                                          \
-      (void)(expression);                                                                          \
-    } catch (const type& error) {                                                                  \
-      thrown_ = true;                                                                              \
-      message_ = error.what();                                                                     \
-    }                                                                                              \
-    if (!thrown_) check::fail(__FILE__, __LINE__, #expression " threw no " #type);                 \
-    if (message_.find(part) == std::string::npos)                                                  \
+#define CHECK_THROWS(type, part, expression)                                                          \
+  do {                                                                                                \
+    std::string message_;                                                                             \
+    bool thrown_ = false;                                                                             \
+    try {                                                                                             \
+      (void)(expression);                                                                             \
+    } catch (const type& error) {                                                                     \
+      thrown_ = true;                                                                                 \
+      message_ = error.what();                                                                        \
+    }                                                                                                 \
+    if (!thrown_) check::fail(__FILE__, __LINE__, #expression " threw no " #type);                    \
+    if (message_.find(part) == std::string::npos)                                                     \
       check::fail(__FILE__, __LINE__, #expression " said \"", message_, "\", without \"", part, '"'); \
   } while (false)
 

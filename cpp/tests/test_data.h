@@ -15,7 +15,8 @@
 
 inline std::string data(const std::string& name) {
   const char* folder = std::getenv("SWSL_TEST_DATA");
-  if (!folder) throw std::runtime_error("set SWSL_TEST_DATA to the folder that make_test_data.py filled (ctest does)");
+  if (!folder)
+    throw std::runtime_error("set SWSL_TEST_DATA to the folder that make_test_data.py filled (ctest does)");
   return std::string(folder) + '/' + name;
 }
 

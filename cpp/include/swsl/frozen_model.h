@@ -1,14 +1,15 @@
 // A frozen module: the `.pt` that `swsl export` writes, and everything it says about itself.
 //
 //   auto model = swsl::FrozenModel::load("model.pt");
-//   std::cout << model.metadata().variant.value_or("fine-tuned") << ": " << model.metadata().labels.size() << " classes\n";
-//   const auto compute = [&](const at::Tensor& batch) { return swsl::Outputs{engine->forward(batch), engine->embed(batch)}; };
-//   auto check = model.check_golden(compute, at::kFloat);
-//   if (!check.passed()) …
+//   std::cout << model.metadata().variant.value_or("fine-tuned") << ": " << model.metadata().labels.size() <<
+//   " classes\n"; const auto compute = [&](const at::Tensor& batch) { return
+//   swsl::Outputs{engine->forward(batch), engine->embed(batch)}; }; auto check = model.check_golden(compute,
+//   at::kFloat); if (!check.passed()) …
 //
 // Errors: ModelError, whose message opens with the file's name, for whatever is wrong with the file.
 //
-// Thread safety: a FrozenModel does not change after `load`; its const functions may be called from any number of threads.
+// Thread safety: a FrozenModel does not change after `load`; its const functions may be called from any
+// number of threads.
 #pragma once
 
 #include <algorithm>
@@ -34,7 +35,8 @@ struct Module;  // <torch/script.h>
 
 namespace swsl {
 
-// The file is missing, is no frozen module of a format this version knows, or does not compute what it says it computes.
+// The file is missing, is no frozen module of a format this version knows, or does not compute what it says
+// it computes.
 class SWSL_API ModelError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
@@ -53,14 +55,16 @@ struct Outputs {
   at::Tensor features;  // N×D, which the classifier takes
 };
 
-// The deterministic input of `golden_input(shape)`, what the exporter got for it, and how far from that an engine may be.
+// The deterministic input of `golden_input(shape)`, what the exporter got for it, and how far from that an
+// engine may be.
 struct Golden {
   std::vector<std::int64_t> shape;   // 1×3×H×W
   std::vector<double> features;      // D
   std::vector<double> logits;        // num_classes
   std::vector<double> weight_norms;  // num_classes: of the classifier's weights
   std::vector<double> biases;        // num_classes: their magnitudes
-  std::map<std::string, double> tolerances;  // by dtype ("float32", …): the error to accept from an engine computing in it
+  std::map<std::string, double>
+      tolerances;  // by dtype ("float32", …): the error to accept from an engine computing in it
 };
 
 // `swsl.json` inside the file.
@@ -79,8 +83,8 @@ struct Metadata {
   std::string json;  // the text all this was read from
 };
 
-// The largest ‖actual - expected‖ / ‖expected‖ of a row, in double; infinite if either holds a value that is not finite, or
-// shapes differ.
+// The largest ‖actual - expected‖ / ‖expected‖ of a row, in double; infinite if either holds a value that is
+// not finite, or shapes differ.
 SWSL_API double relative_error(const at::Tensor& actual, const at::Tensor& expected);
 
 // An error is compared with the size of the sums that made the answer: swsl/golden.py says why.
@@ -116,8 +120,10 @@ class SWSL_API FrozenModel {
   // On the CPU, float32, frozen: weights are constants of its methods `forward` and `embed`.
   const torch::jit::Module& module() const;
 
-  // Runs `compute` (batch N×3×H×W float32 on the CPU → outputs on any device, in any dtype) on the golden input.
-  GoldenResult check_golden(const std::function<Outputs(const at::Tensor&)>& compute, at::ScalarType dtype) const;
+  // Runs `compute` (batch N×3×H×W float32 on the CPU → outputs on any device, in any dtype) on the golden
+  // input.
+  GoldenResult check_golden(const std::function<Outputs(const at::Tensor&)>& compute,
+                            at::ScalarType dtype) const;
 
  private:
   struct State;

@@ -13,15 +13,17 @@
 //   }
 //
 // Formats: JPEG and PNG. Anything else, or a format whose library was missing when swsl was built, is
-// `UnsupportedFormat`. As in Pillow, JPEG data that libjpeg can repair with a warning are accepted, truncated data are not.
-// A progressive JPEG that lacks scans is smoothed by libjpeg, and not as Pillow's does it where swsl was built with a libjpeg-turbo
-// before 3: there it is `UnsupportedFormat` too. PNGs are judged by libpng, stricter than Pillow where their structure or a checksum
-// is wrong; tests/test_fuzz_images.py has the list of all such differences, and finds no other.
+// `UnsupportedFormat`. As in Pillow, JPEG data that libjpeg can repair with a warning are accepted, truncated
+// data are not. A progressive JPEG that lacks scans is smoothed by libjpeg, and not as Pillow's does it where
+// swsl was built with a libjpeg-turbo before 3: there it is `UnsupportedFormat` too. PNGs are judged by
+// libpng, stricter than Pillow where their structure or a checksum is wrong; tests/test_fuzz_images.py has
+// the list of all such differences, and finds no other.
 //
-// Errors: `ImageError` (its message opens with the name of the image) for whatever is wrong with a file or its bytes;
-// std::invalid_argument for a faulty argument.
+// Errors: `ImageError` (its message opens with the name of the image) for whatever is wrong with a file or
+// its bytes; std::invalid_argument for a faulty argument.
 //
-// Thread safety: the functions may be called from any number of threads. An `ImageDecoder` serves one thread at a time.
+// Thread safety: the functions may be called from any number of threads. An `ImageDecoder` serves one thread
+// at a time.
 #pragma once
 
 #include <cstddef>
@@ -50,7 +52,8 @@ class SWSL_API UnsupportedFormat : public ImageError {
   using ImageError::ImageError;
 };
 
-// Pixels that belong to somebody else: RGB, 3 bytes each, the row below starting `row_stride` bytes further on.
+// Pixels that belong to somebody else: RGB, 3 bytes each, the row below starting `row_stride` bytes further
+// on.
 struct ImageView {
   const std::uint8_t* data = nullptr;
   int height = 0;
@@ -75,22 +78,25 @@ struct Rect {
   int width = 0;
 };
 
-// Pillow's Image.MAX_IMAGE_PIXELS. Pillow warns above this and refuses above twice as much; here a warning would go unseen.
+// Pillow's Image.MAX_IMAGE_PIXELS. Pillow warns above this and refuses above twice as much; here a warning
+// would go unseen.
 inline constexpr std::int64_t default_max_pixels = 89'478'485;
 
-// A JPEG of more scans is an ImageError: each goes through the whole image, whatever little it holds. Encoders write about ten.
+// A JPEG of more scans is an ImageError: each goes through the whole image, whatever little it holds.
+// Encoders write about ten.
 inline constexpr int max_scans = 100;
 
 struct DecodeOptions {
   // Turn and mirror the pixels as the EXIF orientation says (`PIL.ImageOps.exif_transpose`).
   bool exif_orientation = false;
 
-  // Inexact, JPEG only, 0 = off. The shorter side that the pixels will be resized to: the decoder then shrinks by 2, 4 or 8
-  // inside the inverse DCT, as long as the decoded shorter side stays at least twice this long. The pixels are no
-  // longer those of a full decode followed by the resize.
+  // Inexact, JPEG only, 0 = off. The shorter side that the pixels will be resized to: the decoder then
+  // shrinks by 2, 4 or 8 inside the inverse DCT, as long as the decoded shorter side stays at least twice
+  // this long. The pixels are no longer those of a full decode followed by the resize.
   int dct_scaling = 0;
 
-  // An image of more pixels is an ImageError, before anything is allocated: a small file can hold a great many.
+  // An image of more pixels is an ImageError, before anything is allocated: a small file can hold a great
+  // many.
   std::int64_t max_pixels = default_max_pixels;
 };
 
@@ -100,7 +106,7 @@ SWSL_API bool decodes_png() noexcept;
 
 // `name` stands for the bytes in error messages.
 SWSL_API Image decode_image(const void* bytes, std::size_t size, const DecodeOptions& options = {},
-                   std::string_view name = "image bytes");
+                            std::string_view name = "image bytes");
 SWSL_API Image read_image(const std::string& path, const DecodeOptions& options = {});
 
 // A decoder that keeps its buffers from one image to the next.
@@ -111,10 +117,11 @@ class SWSL_API ImageDecoder {
   ImageDecoder(ImageDecoder&&) noexcept;
   ImageDecoder& operator=(ImageDecoder&&) noexcept;
 
-  // Reads the header. The bytes are not copied: they must stay until the last `decode` of this image has returned.
+  // Reads the header. The bytes are not copied: they must stay until the last `decode` of this image has
+  // returned.
   void open(const void* bytes, std::size_t size, std::string_view name = "image bytes");
-  // `when_read`, if there is one, is called between reading the file, which waits for a disk, and looking into its bytes, which
-  // keeps a core busy.
+  // `when_read`, if there is one, is called between reading the file, which waits for a disk, and looking
+  // into its bytes, which keeps a core busy.
   void open_file(const std::string& path, const std::function<void()>& when_read = {});
 
   // Of the opened image, as `decode` will give it: after orientation and DCT scaling.
@@ -124,8 +131,9 @@ class SWSL_API ImageDecoder {
   // The whole image, until the next call of `open`, `open_file` or `decode`.
   ImageView decode();
 
-  // A view of the whole image (height() × width()) in which only the pixels inside `needed` have been written, and are
-  // those of a full decode; the others are unspecified bytes. Truncation is found wherever it is, as in a full decode.
+  // A view of the whole image (height() × width()) in which only the pixels inside `needed` have been
+  // written, and are those of a full decode; the others are unspecified bytes. Truncation is found wherever
+  // it is, as in a full decode.
   ImageView decode(const Rect& needed);
 
  private:

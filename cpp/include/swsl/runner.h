@@ -1,17 +1,19 @@
 // From image files to predictions: decode → preprocess → engine → softmax → top-k.
 //
 //   swsl::Runner runner("model.pt", {.device = "cpu"});
-//   for (const auto& p : runner.classify_file("dog.jpg", /*top_k=*/5)) std::cout << p.label << ' ' << p.probability << '\n';
+//   for (const auto& p : runner.classify_file("dog.jpg", /*top_k=*/5)) std::cout << p.label << ' ' <<
+//   p.probability << '\n';
 //
-//   std::vector<swsl::ImageSource> images = {"a.jpg", swsl::EncodedImage{bytes.data(), bytes.size()}, image.view()};
-//   for (const auto& result : runner.classify(images, 5))
-//     if (!result.ok()) std::cerr << result.error << '\n';     // one bad image is one error; the others have predictions
+//   std::vector<swsl::ImageSource> images = {"a.jpg", swsl::EncodedImage{bytes.data(), bytes.size()},
+//   image.view()}; for (const auto& result : runner.classify(images, 5))
+//     if (!result.ok()) std::cerr << result.error << '\n';     // one bad image is one error; the others have
+//     predictions
 //
-// Errors: ModelError for the model's file, std::invalid_argument for a faulty argument or option, ImageError from
-// classify_file. In batches an image's error is in its own place instead.
+// Errors: ModelError for the model's file, std::invalid_argument for a faulty argument or option, ImageError
+// from classify_file. In batches an image's error is in its own place instead.
 //
-// Thread safety: one runner may be called from any number of threads; forward passes on a CPU take turns, so that they
-// do not fight over its cores. A process forked off after the runner was made must make its own.
+// Thread safety: one runner may be called from any number of threads; forward passes on a CPU take turns, so
+// that they do not fight over its cores. A process forked off after the runner was made must make its own.
 #pragma once
 
 #include <cstddef>
@@ -39,34 +41,38 @@ struct EncodedImage {
   std::string name = "image bytes";
 };
 
-// A file's path, an encoded image, or decoded pixels. Nothing is owned: bytes and pixels must outlive the call.
+// A file's path, an encoded image, or decoded pixels. Nothing is owned: bytes and pixels must outlive the
+// call.
 using ImageSource = std::variant<std::string, EncodedImage, ImageView>;
 
 struct RunnerOptions {
-  std::string device = "cpu";     // "cpu", "cuda", "cuda:1", "auto" (CUDA if there is a device)
-  // Of weights and activations: "float32", "bfloat16", "float16", or "auto": the faster of the first two, measured once for a
-  // machine and model, bfloat16 only if its logits are within the tolerance. On CUDA also "tf32": float32 whose products are of
-  // numbers rounded to 10 bits of mantissa; "float32" never does that. Logits are float32.
+  std::string device = "cpu";  // "cpu", "cuda", "cuda:1", "auto" (CUDA if there is a device)
+  // Of weights and activations: "float32", "bfloat16", "float16", or "auto": the faster of the first two,
+  // measured once for a machine and model, bfloat16 only if its logits are within the tolerance. On CUDA also
+  // "tf32": float32 whose products are of numbers rounded to 10 bits of mantissa; "float32" never does that.
+  // Logits are float32.
   std::string dtype = "float32";
-  // That forward pass and image decoding share; all threads of this runner and its streams together never keep more busy. 0: as many
-  // as this process may use, by its affinity, its cgroup's CPU quota and OMP_NUM_THREADS, the smallest of them.
+  // That forward pass and image decoding share; all threads of this runner and its streams together never
+  // keep more busy. 0: as many as this process may use, by its affinity, its cgroup's CPU quota and
+  // OMP_NUM_THREADS, the smallest of them.
   int cores = 0;
-  // That compute the forward pass on a CPU, and that decode and preprocess the images of a batch before it, at most `cores`.
-  // 0: as many as `cores`.
+  // That compute the forward pass on a CPU, and that decode and preprocess the images of a batch before it,
+  // at most `cores`. 0: as many as `cores`.
   int threads = 0;
-  int batch_size = 0;  // images in one forward pass at most; 0: 16 on a CPU, 64 on CUDA
+  int batch_size = 0;             // images in one forward pass at most; 0: 16 on a CPU, 64 on CUDA
   bool exif_orientation = false;  // turn images as their EXIF tag says (timm and torchvision do not)
-  // Inexact: JPEGs of at least four times the size that they are resized to are shrunk inside the decoder (image.h); the
-  // README has what that gains and what it does to logits.
+  // Inexact: JPEGs of at least four times the size that they are resized to are shrunk inside the decoder
+  // (image.h); the README has what that gains and what it does to logits.
   bool dct_scaling = false;
-  // Inexact, CUDA only: JPEGs of the usual kind (baseline, YCbCr, not turned by exif_orientation) are decoded by nvJPEG, whose pixels
-  // differ from libjpeg's; the CPU decodes all else, and whatever nvJPEG refuses. Needs cuda_kernels and nvjpeg of BuildInfo.
+  // Inexact, CUDA only: JPEGs of the usual kind (baseline, YCbCr, not turned by exif_orientation) are decoded
+  // by nvJPEG, whose pixels differ from libjpeg's; the CPU decodes all else, and whatever nvJPEG refuses.
+  // Needs cuda_kernels and nvjpeg of BuildInfo.
   bool nvjpeg = false;
   // Of an image at most; one of more is an error (image.h).
   std::int64_t max_pixels = default_max_pixels;
-  // Called for an image that this build does not decode (UnsupportedFormat), from any thread and from several at a time: its pixels,
-  // upright if that is asked for, or an empty Image if these cannot be had here either. ImageError says what is wrong with the image;
-  // other exceptions end the call or stream.
+  // Called for an image that this build does not decode (UnsupportedFormat), from any thread and from several
+  // at a time: its pixels, upright if that is asked for, or an empty Image if these cannot be had here
+  // either. ImageError says what is wrong with the image; other exceptions end the call or stream.
   std::function<Image(const ImageSource&)> decode_other = nullptr;
 };
 
@@ -84,7 +90,8 @@ struct Result {
   bool ok() const { return error.empty(); }
 };
 
-// One row per image. The row of an image that could not be used is NaN, and errors[row] says why; "" elsewhere.
+// One row per image. The row of an image that could not be used is NaN, and errors[row] says why; ""
+// elsewhere.
 struct BatchResult {
   at::Tensor rows;
   std::vector<std::string> errors;
@@ -99,17 +106,19 @@ class SWSL_API Runner {
 
   std::vector<Prediction> classify_file(const std::string& path, int top_k = 5) const;
 
-  // top_k ≥ 1; a model with fewer classes gives all of them. Memory does not grow with the number of images: they are
-  // read and computed batch_size at a time.
+  // top_k ≥ 1; a model with fewer classes gives all of them. Memory does not grow with the number of images:
+  // they are read and computed batch_size at a time.
   std::vector<Result> classify(std::span<const ImageSource> images, int top_k = 5) const;
 
   BatchResult logits(std::span<const ImageSource> images) const;      // float32 N×classes, on the CPU
   BatchResult embed(std::span<const ImageSource> images) const;       // float32 N×features, on the CPU
   BatchResult preprocess(std::span<const ImageSource> images) const;  // float32 N×3×H×W, on the CPU
 
-  at::Tensor forward(const at::Tensor& batch) const;  // N×3×H×W → float32 logits N×classes, on the engine's device
+  at::Tensor forward(
+      const at::Tensor& batch) const;  // N×3×H×W → float32 logits N×classes, on the engine's device
 
-  // One forward pass, layer by layer; empty where the engine has no plan of its own. At most batch_size images.
+  // One forward pass, layer by layer; empty where the engine has no plan of its own. At most batch_size
+  // images.
   std::vector<LayerTime> profile(const at::Tensor& batch) const;
 
   // The predictions that one row of logits means.
@@ -132,8 +141,10 @@ struct BuildInfo {
   bool jpeg = false;          // decoded by this library
   bool png = false;
   bool cuda = false;          // torch's CUDA libraries are linked
-  bool cuda_kernels = false;  // and our own kernels compiled: without them CUDA devices run TorchScript on images prepared by the CPU
-  bool nvjpeg = false;        // and what RunnerOptions::nvjpeg needs, except for the library itself, which is looked for when asked for
+  bool cuda_kernels = false;  // and our own kernels compiled: without them CUDA devices run TorchScript on
+                              // images prepared by the CPU
+  bool nvjpeg = false;        // and what RunnerOptions::nvjpeg needs, except for the library itself, which is
+                              // looked for when asked for
 };
 SWSL_API BuildInfo build_info();
 

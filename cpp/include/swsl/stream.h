@@ -1,5 +1,5 @@
-// Any number of images, through a runner, at the speed of the machine and in bounded memory: while one batch is in the forward
-// pass, the next ones are read, decoded and preprocessed.
+// Any number of images, through a runner, at the speed of the machine and in bounded memory: while one batch
+// is in the forward pass, the next ones are read, decoded and preprocessed.
 //
 //   swsl::Stream stream(runner, {.top_k = 5});
 //   const auto show = [](const swsl::StreamResult& result) { … };
@@ -12,22 +12,23 @@
 //
 // Results come in the order of the images. An image that cannot be used is a result with an error.
 //
-// Live sources, whose next image may be long in coming: while the thread above waits for its next path it shows
-// nothing. Let one thread push and another pop, or ask `wait_for` while there is nothing to push. A batch that is not
-// full is computed once nothing has been pushed for `max_wait`; then how images are put together, and with it the last
-// digits of a result, is up to their timing.
+// Live sources, whose next image may be long in coming: while the thread above waits for its next path it
+// shows nothing. Let one thread push and another pop, or ask `wait_for` while there is nothing to push. A
+// batch that is not full is computed once nothing has been pushed for `max_wait`; then how images are put
+// together, and with it the last digits of a result, is up to their timing.
 //
-// Cores: an image that is decoded and preprocessed takes one of the cores that the process may use, a forward pass on the
-// CPU as many as it has threads and one on a GPU none; both wait for free ones, so the streams of one runner never keep
-// more threads busy than there are cores. Reading files takes none: with slow storage, more workers read ahead.
+// Cores: an image that is decoded and preprocessed takes one of the cores that the process may use, a forward
+// pass on the CPU as many as it has threads and one on a GPU none; both wait for free ones, so the streams of
+// one runner never keep more threads busy than there are cores. Reading files takes none: with slow storage,
+// more workers read ahead.
 //
-// Errors: std::invalid_argument for a faulty option and for push after finish. If the engine fails, pop throws its error once
-// the results before it are taken, and so does a push that waits.
+// Errors: std::invalid_argument for a faulty option and for push after finish. If the engine fails, pop
+// throws its error once the results before it are taken, and so does a push that waits.
 //
-// Thread safety: one thread may push while another pops; two may not push, nor pop, at the same time. A stream may be
-// destroyed at any moment when no call is under way: it waits for the images in the decoders and the batch in the forward
-// pass, and drops the rest. It may outlive its runner. A process forked off meanwhile can only destroy it;
-// anything else is std::runtime_error there.
+// Thread safety: one thread may push while another pops; two may not push, nor pop, at the same time. A
+// stream may be destroyed at any moment when no call is under way: it waits for the images in the decoders
+// and the batch in the forward pass, and drops the rest. It may outlive its runner. A process forked off
+// meanwhile can only destroy it; anything else is std::runtime_error there.
 #pragma once
 
 #include <chrono>
@@ -54,15 +55,15 @@ struct StreamOptions {
   int top_k = 5;       // predictions of an image; a model with fewer classes gives all of them
   Output output = Output::predictions;
 
-  // After so long without a push, the images that are there are computed without waiting for a full batch; nullopt:
-  // only full batches before `finish`, so that results do not depend on timing.
+  // After so long without a push, the images that are there are computed without waiting for a full batch;
+  // nullopt: only full batches before `finish`, so that results do not depend on timing.
   std::optional<std::chrono::microseconds> max_wait = std::chrono::milliseconds(10);
 };
 
 struct StreamResult {
   std::vector<Prediction> predictions;  // where these were asked for, the likeliest first
-  at::Tensor row;                       // where these were asked for: the embedding or the logits, float32, on the CPU
-  std::string error;                    // what was wrong with the image, "" if nothing was
+  at::Tensor row;     // where these were asked for: the embedding or the logits, float32, on the CPU
+  std::string error;  // what was wrong with the image, "" if nothing was
 
   bool ok() const { return error.empty(); }
 };
@@ -77,8 +78,8 @@ class SWSL_API Stream {
   std::size_t under_way() const;
   std::size_t capacity() const;
 
-  // Waits while `capacity()` images are under way. Bytes and pixels are not copied: they must stay until their result is popped
-  // or the stream is destroyed.
+  // Waits while `capacity()` images are under way. Bytes and pixels are not copied: they must stay until
+  // their result is popped or the stream is destroyed.
   void push(ImageSource image);
 
   // No more images: the last batch is computed at once, full or not.

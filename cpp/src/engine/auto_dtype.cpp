@@ -21,7 +21,8 @@ namespace fs = std::filesystem;
 // An engine that says why it was chosen.
 class Chosen final : public Engine {
  public:
-  Chosen(std::unique_ptr<Engine> engine, const std::string& why) : engine_(std::move(engine)), info_(engine_->info()) {
+  Chosen(std::unique_ptr<Engine> engine, const std::string& why)
+      : engine_(std::move(engine)), info_(engine_->info()) {
     info_.reason += "; dtype auto: " + why;
   }
   at::Tensor forward(const at::Tensor& batch) override { return engine_->forward(batch); }
@@ -42,15 +43,18 @@ std::string processor() {
 }
 
 std::optional<fs::path> cache_file() {
-  if (const char* folder = std::getenv("XDG_CACHE_HOME"); folder != nullptr && *folder != '\0') return fs::path(folder) / "swsl/dtypes";
-  if (const char* home = std::getenv("HOME"); home != nullptr && *home != '\0') return fs::path(home) / ".cache/swsl/dtypes";
+  if (const char* folder = std::getenv("XDG_CACHE_HOME"); folder != nullptr && *folder != '\0')
+    return fs::path(folder) / "swsl/dtypes";
+  if (const char* home = std::getenv("HOME"); home != nullptr && *home != '\0')
+    return fs::path(home) / ".cache/swsl/dtypes";
   return std::nullopt;
 }
 
 // Whatever could change the answer. The metadata hold the golden logits, so they tell models apart.
 std::string cache_key(const FrozenModel& model, const EngineOptions& options) {
   const std::string all = processor() + '\n' + model.metadata().json + '\n' + options.device.str() + '\n' +
-                          std::to_string(options.threads ? options.threads : at::get_num_threads()) + '\n' + TORCH_VERSION + '\n' + SWSL_VERSION;
+                          std::to_string(options.threads ? options.threads : at::get_num_threads()) + '\n' +
+                          TORCH_VERSION + '\n' + SWSL_VERSION;
   return std::to_string(std::hash<std::string>{}(all));
 }
 
@@ -78,7 +82,8 @@ double milliseconds(Engine& engine, const at::Tensor& batch) {
   for (int run = 0; run < 4; ++run) {
     const auto start = std::chrono::steady_clock::now();
     engine.forward(batch).cpu();  // waits for a GPU
-    best = std::min(best, std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
+    best = std::min(
+        best, std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
   }
   return best;
 }
@@ -89,7 +94,8 @@ std::unique_ptr<Engine> make_fastest_engine(const FrozenModel& model, EngineOpti
   const std::string key = cache_key(model, options), known = remembered(key);
   if (known == "float32" || known == "bfloat16") {
     options.dtype = parse_dtype(known);
-    return std::make_unique<Chosen>(make_engine(model, options), known + " was the faster when first measured here");
+    return std::make_unique<Chosen>(make_engine(model, options),
+                                    known + " was the faster when first measured here");
   }
   options.dtype = at::kFloat;
   auto exact = make_engine(model, options);
@@ -105,7 +111,8 @@ std::unique_ptr<Engine> make_fastest_engine(const FrozenModel& model, EngineOpti
   const double exact_ms = milliseconds(*exact, batch), narrow_ms = milliseconds(*narrow, batch);
   const bool take_narrow = narrow_ms < exact_ms;
   char why[80];
-  std::snprintf(why, sizeof why, "an image takes %.1f ms in float32, %.1f ms in bfloat16", exact_ms, narrow_ms);
+  std::snprintf(why, sizeof why, "an image takes %.1f ms in float32, %.1f ms in bfloat16", exact_ms,
+                narrow_ms);
   remember(key, take_narrow ? "bfloat16" : "float32");
   return std::make_unique<Chosen>(std::move(take_narrow ? narrow : exact), why);
 }

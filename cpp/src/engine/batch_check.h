@@ -20,14 +20,15 @@ inline void check_batch(const at::Tensor& batch) {
 inline void check_profiled(const at::Tensor& batch, int max_batch) {
   check_batch(batch);
   if (batch.size(0) > max_batch)
-    throw std::invalid_argument("batch: expected at most " + std::to_string(max_batch) + " images to profile (max_batch), got " +
-                                std::to_string(batch.size(0)));
+    throw std::invalid_argument("batch: expected at most " + std::to_string(max_batch) +
+                                " images to profile (max_batch), got " + std::to_string(batch.size(0)));
 }
 
 // Where not even a single image of the batch fits.
 [[noreturn]] inline void out_of_memory(const at::Tensor& batch, const std::string& device) {
-  throw std::runtime_error("out of memory on " + device + ": not even one image of " + std::to_string(batch.size(2)) + " × " +
-                           std::to_string(batch.size(3)) + " (height × width) fits beside what the GPU holds already");
+  throw std::runtime_error("out of memory on " + device + ": not even one image of " +
+                           std::to_string(batch.size(2)) + " × " + std::to_string(batch.size(3)) +
+                           " (height × width) fits beside what the GPU holds already");
 }
 
 // `owner`: the process that made the engine. `lost`: what of it a fork leaves behind.

@@ -14,24 +14,26 @@
 #include <ATen/ops/empty.h>
 
 #include "engine/batch_check.h"
-#include "libtorch/graph_reader.h"
 #include "engine/plan/pack.h"
 #include "engine/plan/plan.h"
 #include "engine/thread_pool.h"
-#include "libtorch/fresh_thread.h"
 #include "engine/turns.h"
+#include "libtorch/fresh_thread.h"
+#include "libtorch/graph_reader.h"
 
 namespace swsl {
 namespace {
 
 using namespace cpu;
 
-// Batches are computed in parts of 1, 2, 4, … max_batch images: a handful of plans whatever the callers bring.
+// Batches are computed in parts of 1, 2, 4, … max_batch images: a handful of plans whatever the callers
+// bring.
 constexpr std::size_t most_plans = 8;
 
 class CpuEngine final : public Engine {
  public:
-  CpuEngine(const FrozenModel& model, FusedNetwork network, const KernelSet& kernels, const EngineOptions& options)
+  CpuEngine(const FrozenModel& model, FusedNetwork network, const KernelSet& kernels,
+            const EngineOptions& options)
       : max_batch_(options.max_batch),
         threads_(options.threads > 0 ? options.threads : at::get_num_threads()),
         network_(pack(std::move(network), kernels, threads_)) {
@@ -60,7 +62,8 @@ class CpuEngine final : public Engine {
 
  private:
   // `features_too`: where the features go beside logits.
-  at::Tensor compute(const at::Tensor& batch, bool features, std::vector<LayerTime>* times, float* features_too = nullptr) {
+  at::Tensor compute(const at::Tensor& batch, bool features, std::vector<LayerTime>* times,
+                     float* features_too = nullptr) {
     check_batch(batch);
     check_process(process_, "its threads stayed behind");
     const bool as_needed = batch.is_cpu() && batch.scalar_type() == at::kFloat && batch.is_contiguous();
@@ -95,7 +98,9 @@ class CpuEngine final : public Engine {
   }
 
   Plan& plan_for(int batch, int height, int width) {
-    const auto fits = [&](const Plan& plan) { return plan.batch() == batch && plan.height() == height && plan.width() == width; };
+    const auto fits = [&](const Plan& plan) {
+      return plan.batch() == batch && plan.height() == height && plan.width() == width;
+    };
     auto found = std::find_if(plans_.begin(), plans_.end(), fits);
     if (found == plans_.end()) {
       try {
@@ -139,25 +144,30 @@ double multiply_add_peak(at::ScalarType dtype, int thread_count) {
   for (int trial = 0; trial < 8; ++trial) {
     std::vector<double> operations(static_cast<std::size_t>(thread_count));
     const auto start = std::chrono::steady_clock::now();
-    threads.run([&](int index) { operations[static_cast<std::size_t>(index)] = kernels->peak_loop(factors.data(), rounds); });
+    threads.run([&](int index) {
+      operations[static_cast<std::size_t>(index)] = kernels->peak_loop(factors.data(), rounds);
+    });
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
     best = std::max(best, std::accumulate(operations.begin(), operations.end(), 0.0) / took.count());
   }
   return best;
 }
 
-std::unique_ptr<Engine> make_cpu_engine(const FrozenModel& model, const EngineOptions& options, std::string& why) {
+std::unique_ptr<Engine> make_cpu_engine(const FrozenModel& model, const EngineOptions& options,
+                                        std::string& why) {
   const bool known_dtype = options.dtype == at::kFloat || options.dtype == at::kBFloat16;
   const KernelSet* kernels = kernels_for(options.dtype);
   if (kernels == nullptr) {
-    why = known_dtype ? "the planned engine needs a processor with " + std::string(options.dtype == at::kFloat ? "AVX2" : "AVX512-BF16") +
-                            " for " + dtype_name(options.dtype)
+    why = known_dtype ? "the planned engine needs a processor with " +
+                            std::string(options.dtype == at::kFloat ? "AVX2" : "AVX512-BF16") + " for " +
+                            dtype_name(options.dtype)
                       : "the planned engine computes in float32 and bfloat16 only";
     return nullptr;
   }
   try {
     FusedNetwork network = read_model(model);
-    if (network.layers.front().in_channels != 3) throw UnsupportedNetwork("a first convolution of other than 3 channels");
+    if (network.layers.front().in_channels != 3)
+      throw UnsupportedNetwork("a first convolution of other than 3 channels");
     auto engine = std::make_unique<CpuEngine>(model, std::move(network), *kernels, options);
     const auto& golden = engine->info().golden;
     if (golden.passed()) return engine;

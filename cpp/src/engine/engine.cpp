@@ -7,8 +7,8 @@
 #include <torch/cuda.h>
 
 #include "engine/auto_dtype.h"
-#include "libtorch/fresh_thread.h"
 #include "engine/cpu_engine.h"
+#include "libtorch/fresh_thread.h"
 #if SWSL_CUDA_KERNELS
 #include "libtorch/cuda/engine/cuda_engine.h"
 #endif
@@ -29,7 +29,9 @@ std::string dtype_name(at::ScalarType dtype) {
     case at::kFloat: return "float32";
     case at::kBFloat16: return "bfloat16";
     case at::kHalf: return "float16";
-    default: throw std::invalid_argument(std::string("dtype: expected float32, bfloat16 or float16, got ") + c10::toString(dtype));
+    default:
+      throw std::invalid_argument(std::string("dtype: expected float32, bfloat16 or float16, got ") +
+                                  c10::toString(dtype));
   }
 }
 
@@ -43,10 +45,13 @@ at::Device parse_device(const std::string& name) {
     const auto [end, error] = std::from_chars(name.data() + 5, name.data() + name.size(), index);
     sound = error == std::errc() && end == name.data() + name.size() && index >= 0;
   }
-  if (!sound) throw std::invalid_argument("device: expected \"cpu\", \"cuda\", \"cuda:N\" or \"auto\", got \"" + name + '"');
+  if (!sound)
+    throw std::invalid_argument("device: expected \"cpu\", \"cuda\", \"cuda:N\" or \"auto\", got \"" + name +
+                                '"');
   if (index >= count)
     throw std::invalid_argument("device: \"" + name + "\" is not here: torch sees " + std::to_string(count) +
-                                " CUDA devices" + (count ? "" : " (a CPU build of torch, no driver, or no card)"));
+                                " CUDA devices" +
+                                (count ? "" : " (a CPU build of torch, no driver, or no card)"));
   return at::Device(at::kCUDA, static_cast<at::DeviceIndex>(index));
 }
 
@@ -62,12 +67,14 @@ namespace {
 
 std::unique_ptr<Engine> make_engine_here(const FrozenModel& model, const EngineOptions& options) {
   if (options.dtype != at::ScalarType::Undefined) dtype_name(options.dtype);  // refuses the others
-  if (options.threads < 0) throw std::invalid_argument("threads: expected 0 or more, got " + std::to_string(options.threads));
+  if (options.threads < 0)
+    throw std::invalid_argument("threads: expected 0 or more, got " + std::to_string(options.threads));
   if (options.max_batch < 1)
     throw std::invalid_argument("max_batch: expected 1 or more, got " + std::to_string(options.max_batch));
   if (options.dtype == at::ScalarType::Undefined && !options.tf32) return make_fastest_engine(model, options);
   if (options.tf32 && (options.dtype != at::kFloat || !options.device.is_cuda()))
-    throw std::invalid_argument("tf32: expected dtype float32 on a CUDA device, got " + dtype_name(options.dtype) + " on " + options.device.str());
+    throw std::invalid_argument("tf32: expected dtype float32 on a CUDA device, got " +
+                                dtype_name(options.dtype) + " on " + options.device.str());
   // What a narrow dtype rounds hides what may be wrong with the file, so that is looked for in float32.
   if (options.dtype != at::kFloat || options.tf32) {
     EngineOptions exact = options;
@@ -86,7 +93,8 @@ std::unique_ptr<Engine> make_engine_here(const FrozenModel& model, const EngineO
 #else
     why_not = "this build has no CUDA kernels (no nvcc)";
 #endif
-    if (options.tf32) throw std::invalid_argument("tf32: only the CUDA engine computes in it, and " + why_not);
+    if (options.tf32)
+      throw std::invalid_argument("tf32: only the CUDA engine computes in it, and " + why_not);
   }
   return make_torchscript_engine(model, options, why_not);
 }

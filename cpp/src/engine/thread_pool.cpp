@@ -13,7 +13,8 @@ void pause() {
 #endif
 }
 
-// Long enough for the next step of a plan or the next forward of a loop, short enough not to show in a profile.
+// Long enough for the next step of a plan or the next forward of a loop, short enough not to show in a
+// profile.
 constexpr int spins = 4000;
 
 }  // namespace

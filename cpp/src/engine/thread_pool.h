@@ -1,10 +1,11 @@
-// A few threads that wait close by: the steps of a plan take tens of microseconds, so handing one over must cost about one.
+// A few threads that wait close by: the steps of a plan take tens of microseconds, so handing one over must
+// cost about one.
 //
 //   ThreadPool threads(2);
 //   threads.run([&](int index) { … threads.barrier(); … });   // index 0 is the calling thread
 //
-// One run at a time per pool; pools do not know of each other. A waiting thread spins briefly, then gives its core away,
-// so that more threads than cores (or another pool at work) cost time, not progress.
+// One run at a time per pool; pools do not know of each other. A waiting thread spins briefly, then gives its
+// core away, so that more threads than cores (or another pool at work) cost time, not progress.
 #pragma once
 
 #include <atomic>

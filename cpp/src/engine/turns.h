@@ -1,5 +1,6 @@
-// A mutex that is a queue: whoever came first goes first. std::mutex lets a thread that has just unlocked lock again
-// before those that wait have woken up, so that of equal callers some wait many times as long as others.
+// A mutex that is a queue: whoever came first goes first. std::mutex lets a thread that has just unlocked
+// lock again before those that wait have woken up, so that of equal callers some wait many times as long as
+// others.
 //
 //   Turns turns;
 //   const std::lock_guard turn(turns);

@@ -1,4 +1,5 @@
-// Bytes that are kept from one image to the next and never cleared: a std::vector would write zeros over what is decoded next.
+// Bytes that are kept from one image to the next and never cleared: a std::vector would write zeros over what
+// is decoded next.
 #pragma once
 
 #include <cstddef>

@@ -62,7 +62,8 @@ void ignore_message(j_common_ptr) {}
 void ignore_warning(j_common_ptr, int) {}
 void ignore_source(j_decompress_ptr) {}
 
-// Suspend where the data end, as Pillow does, instead of making up an end of image: only so is truncation noticed.
+// Suspend where the data end, as Pillow does, instead of making up an end of image: only so is truncation
+// noticed.
 boolean run_out(j_decompress_ptr info) {
   reader_of(reinterpret_cast<j_common_ptr>(info)).ran_out = true;
   return FALSE;
@@ -88,7 +89,8 @@ Status read_header(Reader& reader, const void* bytes, std::size_t size, const De
   if (setjmp(reader.on_error)) return Status::broken;
   jpeg_decompress_struct& info = reader.info;
   reader.ran_out = false;
-  // A new object for each image: a kept one would lend the last image's tables to an image that lacks its own.
+  // A new object for each image: a kept one would lend the last image's tables to an image that lacks its
+  // own.
   if (reader.created) jpeg_destroy_decompress(&info);
   reader.created = false;
   info.err = jpeg_std_error(&reader.errors);
@@ -118,17 +120,20 @@ Status read_header(Reader& reader, const void* bytes, std::size_t size, const De
 
   info.out_color_space = info.num_components == 4 ? JCS_CMYK : JCS_RGB;
   info.scale_num = 1;
-  info.scale_denom = scale_denominator(static_cast<int>(std::min(info.image_width, info.image_height)), options.dct_scaling);
+  info.scale_denom =
+      scale_denominator(static_cast<int>(std::min(info.image_width, info.image_height)), options.dct_scaling);
   if (info.num_components == 1 || info.num_components >= 3) jpeg_calc_output_dimensions(&info);
   return Status::done;
 }
 
-// The byte behind the end of the image, if that is the next marker that ends the entropy-coded data; else null. If it is, decoding
-// the rest cannot run out of bytes: libjpeg stops at that marker, and neither skips it when it looks for restart markers.
+// The byte behind the end of the image, if that is the next marker that ends the entropy-coded data; else
+// null. If it is, decoding the rest cannot run out of bytes: libjpeg stops at that marker, and neither skips
+// it when it looks for restart markers.
 const JOCTET* end_of_image(const jpeg_decompress_struct& info) {
   const auto is_restart = [](int marker) { return marker >= JPEG_RST0 && marker <= JPEG_RST0 + 7; };
   const JOCTET* at = info.src->next_input_byte;
-  if (info.unread_marker != 0 && !is_restart(info.unread_marker)) return info.unread_marker == JPEG_EOI ? at : nullptr;
+  if (info.unread_marker != 0 && !is_restart(info.unread_marker))
+    return info.unread_marker == JPEG_EOI ? at : nullptr;
   const JOCTET* const end = at + info.src->bytes_in_buffer;
   while (at < end) {
     at = static_cast<const JOCTET*>(std::memchr(at, 0xFF, static_cast<std::size_t>(end - at)));
@@ -142,17 +147,19 @@ const JOCTET* end_of_image(const jpeg_decompress_struct& info) {
 }
 
 bool is_plain(const jpeg_decompress_struct& info) {
-  const bool baseline = !info.progressive_mode && !info.arith_code && info.data_precision == 8 && info.Ss == 0 && info.Se == DCTSIZE2 - 1;
+  const bool baseline = !info.progressive_mode && !info.arith_code && info.data_precision == 8 &&
+                        info.Ss == 0 && info.Se == DCTSIZE2 - 1;
   if (!baseline || info.num_components != 3 || info.comps_in_scan != 3 || info.scale_denom != 1) return false;
   // Where two markers contradict each other, decoders do.
-  if (info.jpeg_color_space != JCS_YCbCr || (info.saw_Adobe_marker && info.Adobe_transform != 1)) return false;
+  if (info.jpeg_color_space != JCS_YCbCr || (info.saw_Adobe_marker && info.Adobe_transform != 1))
+    return false;
   const jpeg_component_info &light = info.comp_info[0], &blue = info.comp_info[1], &red = info.comp_info[2];
-  return light.h_samp_factor <= 2 && light.v_samp_factor <= 2 && blue.h_samp_factor == 1 && blue.v_samp_factor == 1 &&
-         red.h_samp_factor == 1 && red.v_samp_factor == 1;
+  return light.h_samp_factor <= 2 && light.v_samp_factor <= 2 && blue.h_samp_factor == 1 &&
+         blue.v_samp_factor == 1 && red.h_samp_factor == 1 && red.v_samp_factor == 1;
 }
 
-// Whether libjpeg smooths between blocks, as its smoothing_ok() has it: a progressive file whose first ten coefficients are not all
-// there. Known once every scan has been read.
+// Whether libjpeg smooths between blocks, as its smoothing_ok() has it: a progressive file whose first ten
+// coefficients are not all there. Known once every scan has been read.
 bool smooths(const jpeg_decompress_struct& info) {
   if (!info.progressive_mode || info.coef_bits == nullptr) return false;
   bool useful = false;
@@ -197,13 +204,14 @@ Status decode_rows(Reader& reader, const Rect& needed, std::uint8_t* pixels, std
   // Rows above and columns beside the needed ones are passed over where that leaves the others as they are.
   JDIMENSION left = 0, unseen_rows = 0;
 #ifdef LIBJPEG_TURBO_VERSION
-  // Under DCT scaling libjpeg gives fourfold subsampled colours a scale of their own, and its crop then gets their edges wrong.
-  // Smoothing looks at the neighbours of each block, which the edge of a crop would lack.
+  // Under DCT scaling libjpeg gives fourfold subsampled colours a scale of their own, and its crop then gets
+  // their edges wrong. Smoothing looks at the neighbours of each block, which the edge of a crop would lack.
   if (!smoothed && (info.scale_denom == 1 || (info.max_h_samp_factor <= 2 && info.max_v_samp_factor <= 2))) {
     // At the edge of a crop, upsampling of the colours lacks the neighbours that it looks at.
     const int margin = 2 * info.max_h_samp_factor;
     left = static_cast<JDIMENSION>(std::max(0, needed.left - margin));
-    const JDIMENSION right = std::min(info.output_width, static_cast<JDIMENSION>(needed.left + needed.width + margin));
+    const JDIMENSION right =
+        std::min(info.output_width, static_cast<JDIMENSION>(needed.left + needed.width + margin));
     if (left > 0 || right < info.output_width) {
       JDIMENSION width = right - left;
       jpeg_crop_scanline(&info, &left, &width);
@@ -214,8 +222,8 @@ Status decode_rows(Reader& reader, const Rect& needed, std::uint8_t* pixels, std
 #endif
 
   const auto scratch_size = static_cast<std::size_t>(info.output_width) * info.output_components;
-  JSAMPROW scratch =
-      static_cast<JSAMPROW>((*info.mem->alloc_large)(reinterpret_cast<j_common_ptr>(&info), JPOOL_IMAGE, scratch_size));
+  JSAMPROW scratch = static_cast<JSAMPROW>(
+      (*info.mem->alloc_large)(reinterpret_cast<j_common_ptr>(&info), JPOOL_IMAGE, scratch_size));
   std::uint8_t* const first = pixels + std::ptrdiff_t{3} * left;
 
 #ifdef LIBJPEG_TURBO_VERSION
@@ -260,10 +268,8 @@ bool is_unsupported(int code) {
     case JERR_FRACT_SAMPLE_NOTIMPL:
     case JERR_NOTIMPL:
     case JERR_NOT_COMPILED:
-    case JERR_SOF_UNSUPPORTED:
-      return true;
-    default:
-      return false;
+    case JERR_SOF_UNSUPPORTED: return true;
+    default: return false;
   }
 }
 
@@ -305,11 +311,14 @@ struct JpegDecoder::State {
       throw ImageError(*name + ": truncated JPEG: its " + std::to_string(size) + " bytes end " + where);
     }
     if (status == Status::too_many_scans)
-      throw ImageError(*name + ": a JPEG of more than " + std::to_string(max_scans) + " scans, each of which goes through the whole image; " +
-                       "expected at most " + std::to_string(max_scans));
+      throw ImageError(*name + ": a JPEG of more than " + std::to_string(max_scans) +
+                       " scans, each of which goes through the whole image; " + "expected at most " +
+                       std::to_string(max_scans));
     if (status == Status::smoothed)
-      throw UnsupportedFormat(*name + ": a progressive JPEG that lacks scans; swsl was built with " + library + ", which smooths what is " +
-                              "missing otherwise than Pillow's libjpeg-turbo 3: build swsl with that, or decode by Pillow and pass pixels");
+      throw UnsupportedFormat(*name + ": a progressive JPEG that lacks scans; swsl was built with " +
+                              library + ", which smooths what is " +
+                              "missing otherwise than Pillow's libjpeg-turbo 3: build swsl with that, or "
+                              "decode by Pillow and pass pixels");
     if (is_unsupported(reader.errors.msg_code))
       throw UnsupportedFormat(*name + ": a kind of JPEG that this build does not decode: " + reader.message);
     throw ImageError(*name + ": broken JPEG: " + reader.message);
@@ -319,7 +328,8 @@ struct JpegDecoder::State {
 JpegDecoder::JpegDecoder() : state_(std::make_unique<State>()) {}
 JpegDecoder::~JpegDecoder() = default;
 
-void JpegDecoder::open(const void* bytes, std::size_t size, const std::string& name, const DecodeOptions& options) {
+void JpegDecoder::open(const void* bytes, std::size_t size, const std::string& name,
+                       const DecodeOptions& options) {
   State& state = *state_;
   state.name = &name;
   state.size = size;
@@ -339,7 +349,8 @@ std::size_t JpegDecoder::plain_size() {
   if (!is_plain(reader.info)) return 0;
   const JOCTET* const end = end_of_image(reader.info);
   if (end == nullptr) return 0;
-  const std::size_t behind = static_cast<std::size_t>(reader.source.next_input_byte + reader.source.bytes_in_buffer - end);
+  const std::size_t behind =
+      static_cast<std::size_t>(reader.source.next_input_byte + reader.source.bytes_in_buffer - end);
   state_->check(start(reader));
   return state_->size - behind;
 }
@@ -366,9 +377,10 @@ JpegDecoder::JpegDecoder() = default;
 JpegDecoder::~JpegDecoder() = default;
 
 void JpegDecoder::open(const void*, std::size_t, const std::string& name, const DecodeOptions&) {
-  throw UnsupportedFormat(name +
-                          ": a JPEG, and swsl was built without JPEG: install the headers of libjpeg-turbo (Debian: "
-                          "libjpeg62-turbo-dev, Fedora: libjpeg-turbo-devel) and build swsl again");
+  throw UnsupportedFormat(
+      name +
+      ": a JPEG, and swsl was built without JPEG: install the headers of libjpeg-turbo (Debian: "
+      "libjpeg62-turbo-dev, Fedora: libjpeg-turbo-devel) and build swsl again");
 }
 
 int JpegDecoder::height() const { return 0; }

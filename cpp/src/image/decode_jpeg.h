@@ -21,12 +21,14 @@ class JpegDecoder {
   int width() const;
   int orientation() const;
 
-  // What a GPU decodes too: baseline, one scan, 8 bits, YCbCr with colours stored whole or halved. If the opened JPEG is that kind,
-  // and sound as far as `decode` would find out before and after its entropy-coded data: how many bytes it has, to the end of its
-  // end marker. Else 0. Throws what `decode` would, and in between the two a fresh `open` is needed, unless the answer was 0.
+  // What a GPU decodes too: baseline, one scan, 8 bits, YCbCr with colours stored whole or halved. If the
+  // opened JPEG is that kind, and sound as far as `decode` would find out before and after its entropy-coded
+  // data: how many bytes it has, to the end of its end marker. Else 0. Throws what `decode` would, and in
+  // between the two a fresh `open` is needed, unless the answer was 0.
   std::size_t plain_size();
 
-  // Writes the pixels of `needed` into the whole image that begins at `pixels`; others may be written as well. Once per open.
+  // Writes the pixels of `needed` into the whole image that begins at `pixels`; others may be written as
+  // well. Once per open.
   void decode(const Rect& needed, std::uint8_t* pixels, std::ptrdiff_t row_stride);
 
  private:

@@ -30,15 +30,16 @@ struct Header {
 };
 
 // libpng reads the same fields again and judges them; here they are needed before anything is allocated.
-Header read_header(const std::uint8_t* bytes, std::size_t size, const std::string& name, const DecodeOptions& options) {
+Header read_header(const std::uint8_t* bytes, std::size_t size, const std::string& name,
+                   const DecodeOptions& options) {
   if (size < signature_size + 8 + 13 + 4)
     throw ImageError(name + ": truncated PNG: its " + std::to_string(size) + " bytes end in its header");
   const std::uint8_t* header = bytes + signature_size;
   if (read_u32(header) != 13 || std::memcmp(header + 4, "IHDR", 4) != 0)
     throw ImageError(name + ": broken PNG: its first chunk is not an IHDR of 13 bytes");
   check_dimensions(name, read_u32(header + 12), read_u32(header + 8), options);
-  return {static_cast<int>(read_u32(header + 12)), static_cast<int>(read_u32(header + 8)), header[16], header[17],
-          header[20] != 0};
+  return {static_cast<int>(read_u32(header + 12)), static_cast<int>(read_u32(header + 8)), header[16],
+          header[17], header[20] != 0};
 }
 
 // What a longjmp may cross: plain data.
@@ -64,7 +65,8 @@ Reader& reader_of(png_structp png) { return *static_cast<Reader*>(png_get_progre
 
 void ignore_warning(png_structp, png_const_charp) {}
 
-// One row of `width` pixels as stored, any depth and colour type, to RGB: what Pillow's modes and convert("RGB") make of it.
+// One row of `width` pixels as stored, any depth and colour type, to RGB: what Pillow's modes and
+// convert("RGB") make of it.
 void convert_row(const Reader& reader, const std::uint8_t* row, int width, std::uint8_t* rgb) {
   const Header& header = reader.header;
   const int depth = header.depth, bytes = depth / 8;
@@ -116,7 +118,8 @@ void header_ready(png_structp png, png_infop info) {
   png_start_read_image(png);
 }
 
-// Without libpng's interlace handling, which wants the whole image as stored, a pass gives its own rows with its own pixels.
+// Without libpng's interlace handling, which wants the whole image as stored, a pass gives its own rows with
+// its own pixels.
 void row_ready(png_structp png, png_bytep row, png_uint_32 y, int pass) {
   Reader& reader = reader_of(png);
   const auto width = static_cast<std::size_t>(reader.header.width);
@@ -127,7 +130,8 @@ void row_ready(png_structp png, png_bytep row, png_uint_32 y, int pass) {
   convert_row(reader, row, static_cast<int>(PNG_PASS_COLS(reader.header.width, pass)), reader.pass_row);
   std::uint8_t* const line = reader.pixels + std::size_t{PNG_ROW_FROM_PASS_ROW(y, pass)} * width * 3;
   const std::uint8_t* from = reader.pass_row;
-  for (std::size_t x = PNG_PASS_START_COL(pass); x < width; x += std::size_t{1} << PNG_PASS_COL_SHIFT(pass), from += 3)
+  for (std::size_t x = PNG_PASS_START_COL(pass); x < width;
+       x += std::size_t{1} << PNG_PASS_COL_SHIFT(pass), from += 3)
     std::memcpy(line + 3 * x, from, 3);
 }
 
@@ -192,7 +196,9 @@ std::string decode_raw_profile(std::string_view text, const std::string& name) {
     if (c == '\n' || c == ' ') continue;
     const char lower = static_cast<char>(c | 0x20);
     const int digit = c >= '0' && c <= '9' ? c - '0' : lower >= 'a' && lower <= 'f' ? lower - 'a' + 10 : -1;
-    if (digit < 0) throw ImageError(name + ": its \"Raw profile type exif\" text holds other characters than hexadecimal digits");
+    if (digit < 0)
+      throw ImageError(name +
+                       ": its \"Raw profile type exif\" text holds other characters than hexadecimal digits");
     value = value * 16 + digit;
     if (++digits % 2 == 0) {
       block += static_cast<char>(value);
@@ -209,19 +215,22 @@ int find_orientation(const Reader& reader, std::string_view exif, const std::str
   for (int i = 0; i < count; ++i) {
     const std::string_view key = texts[i].key;
     const std::size_t length = std::max(texts[i].text_length, texts[i].itxt_length);
-    const std::string_view text(texts[i].text != nullptr ? texts[i].text : "", texts[i].text != nullptr ? length : 0);
+    const std::string_view text(texts[i].text != nullptr ? texts[i].text : "",
+                                texts[i].text != nullptr ? length : 0);
     if (key == "Raw profile type exif") raw_profile = text;
     if (key == "XML:com.adobe.xmp") xmp = text;
   }
   std::optional<int> orientation = exif_orientation(exif);
-  if (exif.empty() && !raw_profile.empty()) orientation = exif_orientation(decode_raw_profile(raw_profile, name));
+  if (exif.empty() && !raw_profile.empty())
+    orientation = exif_orientation(decode_raw_profile(raw_profile, name));
   if (!orientation) orientation = xmp_orientation(xmp);
   return orientation && *orientation >= 1 && *orientation <= 8 ? *orientation : 1;
 }
 
 }  // namespace
 
-PngResult decode_png(const void* data, std::size_t size, const std::string& name, const DecodeOptions& options, Buffer& pixels) {
+PngResult decode_png(const void* data, std::size_t size, const std::string& name,
+                     const DecodeOptions& options, Buffer& pixels) {
   const auto* bytes = static_cast<const std::uint8_t*>(data);
   Reader reader;
   reader.header = read_header(bytes, size, name, options);
@@ -231,15 +240,19 @@ PngResult decode_png(const void* data, std::size_t size, const std::string& name
   reader.pass_row = pass_row.data();
 
   if (!push(reader, bytes, size, options.exif_orientation)) {
-    if (reader.png == nullptr) throw ImageError(name + ": libpng could not start: the headers swsl was built with are of another version");
+    if (reader.png == nullptr)
+      throw ImageError(name +
+                       ": libpng could not start: the headers swsl was built with are of another version");
     throw ImageError(name + ": broken PNG: " + reader.message);
   }
   const Chunks chunks = walk_chunks(bytes, size);
   if (!has_all_rows(reader) || chunks.broken_off)
     throw ImageError(name + ": truncated PNG: its " + std::to_string(size) + " bytes end in " +
-                     (chunks.broken_off ? "a chunk" : "pass " + std::to_string(png_get_current_pass_number(reader.png)) + ", row " +
-                                                          std::to_string(png_get_current_row_number(reader.png)) + " of " +
-                                                          std::to_string(header.height)));
+                     (chunks.broken_off
+                          ? "a chunk"
+                          : "pass " + std::to_string(png_get_current_pass_number(reader.png)) + ", row " +
+                                std::to_string(png_get_current_row_number(reader.png)) + " of " +
+                                std::to_string(header.height)));
   PngResult result{header.height, header.width, 1};
   if (options.exif_orientation) result.orientation = find_orientation(reader, chunks.exif, name);
   return result;
@@ -254,9 +267,10 @@ bool swsl::decodes_png() noexcept { return true; }
 namespace swsl::detail {
 
 PngResult decode_png(const void*, std::size_t, const std::string& name, const DecodeOptions&, Buffer&) {
-  throw UnsupportedFormat(name +
-                          ": a PNG, and swsl was built without PNG: install the headers of libpng (Debian: libpng-dev, "
-                          "Fedora: libpng-devel) and build swsl again");
+  throw UnsupportedFormat(
+      name +
+      ": a PNG, and swsl was built without PNG: install the headers of libpng (Debian: libpng-dev, "
+      "Fedora: libpng-devel) and build swsl again");
 }
 
 }  // namespace swsl::detail

@@ -39,7 +39,8 @@ Format recognise(std::string_view bytes, const std::string& name) {
   if (starts_with("II*\0"sv) || starts_with("MM\0*"sv)) other = "TIFF";
   if (starts_with("RIFF"sv) && starts_with("WEBP"sv, 8)) other = "WebP";
   if (starts_with("ftyp"sv, 4)) other = "HEIF or AVIF";
-  if (other != nullptr) throw UnsupportedFormat(name + ": is a " + other + " image; swsl decodes JPEG and PNG");
+  if (other != nullptr)
+    throw UnsupportedFormat(name + ": is a " + other + " image; swsl decodes JPEG and PNG");
 
   std::string found;
   for (const char byte : bytes.substr(0, 4)) {
@@ -47,10 +48,13 @@ Format recognise(std::string_view bytes, const std::string& name) {
     std::snprintf(digits, sizeof digits, " %02X", static_cast<unsigned char>(byte));
     found += digits;
   }
-  throw UnsupportedFormat(name + ": begins with the bytes" + found + "; expected a JPEG (FF D8 FF) or PNG (89 50 4E 47) image");
+  throw UnsupportedFormat(name + ": begins with the bytes" + found +
+                          "; expected a JPEG (FF D8 FF) or PNG (89 50 4E 47) image");
 }
 
-ImageError not_opened(const std::string& name) { return ImageError(name + ": cannot be opened: " + std::strerror(errno)); }
+ImageError not_opened(const std::string& name) {
+  return ImageError(name + ": cannot be opened: " + std::strerror(errno));
+}
 
 void check_regular(const struct stat& status, const std::string& name) {
   if (S_ISREG(status.st_mode)) return;
@@ -61,12 +65,14 @@ void check_regular(const struct stat& status, const std::string& name) {
     throw ImageError(name + ": is a directory; expected an image file");
   }
   const char* kind = S_ISFIFO(status.st_mode) ? "a pipe" : S_ISSOCK(status.st_mode) ? "a socket" : "a device";
-  throw ImageError(name + ": is " + kind + "; expected an image file: save its content to one, or pass its bytes");
+  throw ImageError(name + ": is " + kind +
+                   "; expected an image file: save its content to one, or pass its bytes");
 }
 
 // Never waits, as opening a pipe would, and never touches a device. Sets `size`.
 std::FILE* open_regular(const std::string& path, std::size_t& size) {
-  if (path.find('\0') != std::string::npos) throw ImageError(std::string(path.c_str()) + ": cannot be opened: its name goes on after a zero byte");
+  if (path.find('\0') != std::string::npos)
+    throw ImageError(std::string(path.c_str()) + ": cannot be opened: its name goes on after a zero byte");
   struct stat status;
   if (::stat(path.c_str(), &status) != 0) throw not_opened(path);
   check_regular(status, path);  // before, for opening alone sets a device or a pipe's writer in motion
@@ -109,7 +115,9 @@ struct ImageDecoder::State {
   int width() const { return detail::swaps_sides(orientation) ? stored_height : stored_width; }
 
   void check_opened(const char* function) const {
-    if (!opened) throw std::logic_error(std::string("ImageDecoder::") + function + ": no image is open: call open or open_file first");
+    if (!opened)
+      throw std::logic_error(std::string("ImageDecoder::") + function +
+                             ": no image is open: call open or open_file first");
   }
 
   // Uses `name`, which the caller has set.
@@ -151,7 +159,8 @@ struct ImageDecoder::State {
     std::size_t length = read(handle, magic.data(), magic.size());
     recognise({magic.data(), length}, name);
 
-    // One byte more than the file has, so that the end is seen without growing. One that is being written does grow.
+    // One byte more than the file has, so that the end is seen without growing. One that is being written
+    // does grow.
     std::size_t room = std::max(known + 1, std::size_t{1} << 16);
     std::memcpy(file.reserve(room), magic.data(), length);
     while (true) {
@@ -173,7 +182,8 @@ struct ImageDecoder::State {
     return got;
   }
 
-  // The pixels of `needed`, in the buffer or, without one, in this decoder's own. Returns where the whole image begins.
+  // The pixels of `needed`, in the buffer or, without one, in this decoder's own. Returns where the whole
+  // image begins.
   const std::uint8_t* decode(const Rect& needed, std::uint8_t* output) {
     const std::size_t total = static_cast<std::size_t>(stored_height) * stored_width * 3;
     const std::ptrdiff_t stored_stride = std::ptrdiff_t{3} * stored_width;
@@ -183,7 +193,8 @@ struct ImageDecoder::State {
       if (!header_is_fresh) read_jpeg_header();
       header_is_fresh = false;
       std::uint8_t* target = output != nullptr && !turned ? output : stored.reserve(total);
-      jpeg.decode(detail::stored_rectangle(needed, orientation, stored_height, stored_width), target, stored_stride);
+      jpeg.decode(detail::stored_rectangle(needed, orientation, stored_height, stored_width), target,
+                  stored_stride);
       whole = target;
     }
     if (turned) {
@@ -250,12 +261,13 @@ ImageView ImageDecoder::decode() { return decode({0, 0, height(), width()}); }
 ImageView ImageDecoder::decode(const Rect& needed) {
   state_->check_opened("decode");
   const int height = state_->height(), width = state_->width();
-  if (needed.top < 0 || needed.left < 0 || needed.height < 1 || needed.width < 1 || needed.top > height - needed.height ||
-      needed.left > width - needed.width)
-    throw std::invalid_argument("needed is " + std::to_string(needed.height) + " × " + std::to_string(needed.width) + " at row " +
-                                std::to_string(needed.top) + ", column " + std::to_string(needed.left) +
-                                "; expected a rectangle inside " + state_->name + " (" + std::to_string(height) + " × " +
-                                std::to_string(width) + ")");
+  if (needed.top < 0 || needed.left < 0 || needed.height < 1 || needed.width < 1 ||
+      needed.top > height - needed.height || needed.left > width - needed.width)
+    throw std::invalid_argument("needed is " + std::to_string(needed.height) + " × " +
+                                std::to_string(needed.width) + " at row " + std::to_string(needed.top) +
+                                ", column " + std::to_string(needed.left) + "; expected a rectangle inside " +
+                                state_->name + " (" + std::to_string(height) + " × " + std::to_string(width) +
+                                ")");
   return {state_->decode(needed, nullptr), height, width, std::ptrdiff_t{3} * width};
 }
 

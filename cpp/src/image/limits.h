@@ -9,7 +9,8 @@
 
 namespace swsl::detail {
 
-inline void check_dimensions(const std::string& name, std::uint64_t height, std::uint64_t width, const DecodeOptions& options) {
+inline void check_dimensions(const std::string& name, std::uint64_t height, std::uint64_t width,
+                             const DecodeOptions& options) {
   constexpr std::uint64_t longest = std::numeric_limits<int>::max();
   const auto most = static_cast<std::uint64_t>(options.max_pixels);
   const bool empty = height == 0 || width == 0;

@@ -47,8 +47,7 @@ std::optional<int> integer_value(const TiffBlock& block, std::size_t offset, uns
       return static_cast<std::int16_t>(block.read(offset, 2));
     case 9:  // signed LONG
       return static_cast<std::int32_t>(block.read(offset, 4));
-    default:
-      return std::nullopt;
+    default: return std::nullopt;
   }
 }
 
@@ -79,8 +78,9 @@ std::optional<int> exif_orientation(std::string_view bytes) {
 
   const std::string_view magic = bytes.substr(0, 4);
   const bool big_endian = magic.substr(0, 2) == "MM";
-  const bool known = (big_endian || magic.substr(0, 2) == "II") && magic.size() == 4 &&
-                     (magic.substr(2) == std::string_view("\0*", 2) || magic.substr(2) == std::string_view("*\0", 2));
+  const bool known =
+      (big_endian || magic.substr(0, 2) == "II") && magic.size() == 4 &&
+      (magic.substr(2) == std::string_view("\0*", 2) || magic.substr(2) == std::string_view("*\0", 2));
   const TiffBlock block{bytes, big_endian};
   if (!known || !block.holds(0, 8)) return std::nullopt;
 
@@ -95,8 +95,8 @@ std::optional<int> exif_orientation(std::string_view bytes) {
     std::uint64_t value = entry + 8;
     if (size > 4) {
       value = block.read(entry + 8, 4);
-      // Pillow's rules: tags that together claim more bytes than the block has are passed over, one that reaches beyond its
-      // end closes the directory.
+      // Pillow's rules: tags that together claim more bytes than the block has are passed over, one that
+      // reaches beyond its end closes the directory.
       claimed += size;
       if (claimed > bytes.size()) continue;
       if (!block.holds(value, size)) break;

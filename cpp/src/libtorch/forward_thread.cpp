@@ -15,7 +15,8 @@ ForwardThread::ForwardThread(int threads) {
   thread_ = std::thread([this] { loop(); });
   if (threads_ == of_caller) return;  // what a new thread of torch starts with
   run([this] { at::set_num_threads(threads_); });
-  // torch also remembers the number last set, for threads that have not asked yet: those are not ours to change.
+  // torch also remembers the number last set, for threads that have not asked yet: those are not ours to
+  // change.
   at::set_num_threads(of_caller);
 }
 

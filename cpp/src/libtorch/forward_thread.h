@@ -1,7 +1,8 @@
 // One thread that computes, for callers on any thread, with a number of OpenMP threads of its own.
 //
-// OpenMP gives every calling thread a pool of its own, so eight callers of torch would mean eight pools that fight over the
-// cores; and torch's number of threads can only be set for the calling thread. Both end where one thread does the work.
+// OpenMP gives every calling thread a pool of its own, so eight callers of torch would mean eight pools that
+// fight over the cores; and torch's number of threads can only be set for the calling thread. Both end where
+// one thread does the work.
 #pragma once
 
 #include <unistd.h>

@@ -45,7 +45,8 @@ class Reader {
   Network take() { return std::move(network_); }
 
  private:
-  // What the result depends on; assertions about ranks and the like fall away, for the plan checks shapes itself.
+  // What the result depends on; assertions about ranks and the like fall away, for the plan checks shapes
+  // itself.
   void need(const Value* value) {
     const auto* node = value->node();
     if (!needed_.insert(node).second) return;
@@ -53,7 +54,8 @@ class Reader {
   }
 
   void check_harmless(const GraphNode* node) {
-    if (std::string_view(node->kind().toUnqualString()).ends_with('_')) refuse(node, "whose result is not used");
+    if (std::string_view(node->kind().toUnqualString()).ends_with('_'))
+      refuse(node, "whose result is not used");
     for (const auto* block : node->blocks())
       for (const auto* inner : block->nodes()) check_harmless(inner);
   }
@@ -67,7 +69,8 @@ class Reader {
   static c10::IValue constant(const GraphNode* node, std::size_t index) {
     const Value* argument = node->input(index);
     if (const auto value = torch::jit::toIValue(argument)) return *value;
-    if (argument->node()->kind() != torch::jit::prim::ListConstruct) refuse(node, "with an argument that is not a constant");
+    if (argument->node()->kind() != torch::jit::prim::ListConstruct)
+      refuse(node, "with an argument that is not a constant");
     std::vector<std::int64_t> list;  // of integers, the only lists that the operators here take
     for (std::size_t i = 0; i < argument->node()->inputs().size(); ++i) {
       const auto item = constant(argument->node(), i);
@@ -81,7 +84,8 @@ class Reader {
   static std::pair<int, int> pair(const GraphNode* node, std::size_t index) {
     const auto value = constant(node, index);
     if (value.isInt()) return {static_cast<int>(value.toInt()), static_cast<int>(value.toInt())};
-    if (!value.isIntList() || value.toIntVector().empty() || value.toIntVector().size() > 2) refuse(node, "that is not two-dimensional");
+    if (!value.isIntList() || value.toIntVector().empty() || value.toIntVector().size() > 2)
+      refuse(node, "that is not two-dimensional");
     const auto list = value.toIntVector();
     return {static_cast<int>(list.front()), static_cast<int>(list.back())};
   }
@@ -115,7 +119,8 @@ class Reader {
     } else if (kind == "aten::relu" || kind == "aten::relu_") {
       out.operation = Operation::relu;
     } else if (kind == "aten::add" || kind == "aten::add_") {
-      if (node->inputs().size() != 3 || !constant(node, 2).isInt() || constant(node, 2).toInt() != 1) refuse(node, "that scales");
+      if (node->inputs().size() != 3 || !constant(node, 2).isInt() || constant(node, 2).toInt() != 1)
+        refuse(node, "that scales");
       out.operation = Operation::add;
       values = 2;
     } else if (kind == "aten::max_pool2d" || kind == "aten::avg_pool2d") {
@@ -124,7 +129,8 @@ class Reader {
       if (pair(node, 1) != std::pair{1, 1}) refuse(node, "to more than one pixel");
       out.operation = Operation::global_average_pool;
     } else if (kind == "aten::flatten") {
-      if (constant(node, 1).toInt() != 1 || (constant(node, 2).toInt() != -1 && constant(node, 2).toInt() != 3))
+      if (constant(node, 1).toInt() != 1 ||
+          (constant(node, 2).toInt() != -1 && constant(node, 2).toInt() != 3))
         refuse(node, "of other dimensions than 1 to 3");
       out.operation = Operation::flatten;
     } else {
@@ -163,7 +169,8 @@ class Reader {
     std::tie(out.window.stride_height, out.window.stride_width) = pair(node, given ? 2 : 1);
     std::tie(out.window.pad_height, out.window.pad_width) = pair(node, 3);
     if (maximum) {
-      if (pair(node, 4) != std::pair{1, 1} || constant(node, 5).toBool()) refuse(node, "with dilation or ceil_mode");
+      if (pair(node, 4) != std::pair{1, 1} || constant(node, 5).toBool())
+        refuse(node, "with dilation or ceil_mode");
     } else if (constant(node, 4).toBool() || !constant(node, 6).isNone() ||
                (!constant(node, 5).toBool() && (out.window.pad_height > 0 || out.window.pad_width > 0))) {
       refuse(node, "with ceil_mode, a divisor or uncounted padding");
@@ -191,13 +198,15 @@ int maker(const FusedNetwork& network, int value) {
 FusedNetwork read_model(const FrozenModel& model) {
   FusedNetwork forward = read_method(model, "forward");
   const FusedNetwork embed = read_method(model, "embed");
-  bool same = embed.layers.size() + 1 == forward.layers.size() && embed.output == embed.layers.back().output &&
+  bool same = embed.layers.size() + 1 == forward.layers.size() &&
+              embed.output == embed.layers.back().output &&
               forward.layers.back().input == forward.layers[embed.layers.size() - 1].output;
   for (std::size_t i = 0; same && i < embed.layers.size(); ++i) {
     const Layer &a = forward.layers[i], &b = embed.layers[i];
-    same = a.operation == b.operation && a.weights.get() == b.weights.get() && a.bias.get() == b.bias.get() && a.relu == b.relu && a.groups == b.groups &&
-           a.window == b.window && maker(forward, a.input) == maker(embed, b.input) &&
-           (a.residual < 0) == (b.residual < 0) && (a.residual < 0 || maker(forward, a.residual) == maker(embed, b.residual));
+    same = a.operation == b.operation && a.weights.get() == b.weights.get() && a.bias.get() == b.bias.get() &&
+           a.relu == b.relu && a.groups == b.groups && a.window == b.window &&
+           maker(forward, a.input) == maker(embed, b.input) && (a.residual < 0) == (b.residual < 0) &&
+           (a.residual < 0 || maker(forward, a.residual) == maker(embed, b.residual));
   }
   if (!same) throw UnsupportedNetwork("a method embed that is not forward without its last layer");
   return forward;

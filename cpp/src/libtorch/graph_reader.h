@@ -7,8 +7,9 @@
 
 namespace swsl::cpu {
 
-// Throws UnsupportedNetwork, naming the operator, when the model's `forward` holds one that the engine does not know or
-// its `embed` does not return what feeds the last layer of `forward`. The weights stay the module's memory.
+// Throws UnsupportedNetwork, naming the operator, when the model's `forward` holds one that the engine does
+// not know or its `embed` does not return what feeds the last layer of `forward`. The weights stay the
+// module's memory.
 FusedNetwork read_model(const FrozenModel& model);
 
 }  // namespace swsl::cpu

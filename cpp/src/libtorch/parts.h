@@ -7,9 +7,9 @@
 
 namespace swsl {
 
-// Calls compute(begin, size) for parts of `count` images of at most `most`. Where one throws OutOfMemory, `most` is halved for good,
-// so that no size is tried twice, give_back() frees what can be spared, and the same images are computed in smaller parts. A
-// single image that does not fit throws.
+// Calls compute(begin, size) for parts of `count` images of at most `most`. Where one throws OutOfMemory,
+// `most` is halved for good, so that no size is tried twice, give_back() frees what can be spared, and the
+// same images are computed in smaller parts. A single image that does not fit throws.
 template <class OutOfMemory, class Compute, class GiveBack>
 void in_parts(std::int64_t count, std::atomic<int>& most, const Compute& compute, const GiveBack& give_back) {
   for (std::int64_t begin = 0; begin < count;) {
@@ -25,8 +25,8 @@ void in_parts(std::int64_t count, std::atomic<int>& most, const Compute& compute
   }
 }
 
-// The number of images that a graph is made for which computes `size` of them: 1, 2, 3, 4, 6, 8, 12, 16, …, at most `most`. A
-// third of the work at most is padding, and graphs are few.
+// The number of images that a graph is made for which computes `size` of them: 1, 2, 3, 4, 6, 8, 12, 16, …,
+// at most `most`. A third of the work at most is padding, and graphs are few.
 inline int bucket_size(int size, int most) {
   int bucket = 1;
   while (bucket < size) {

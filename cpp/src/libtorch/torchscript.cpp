@@ -1,8 +1,10 @@
-// The frozen graph on LibTorch's interpreter, without the graph executor that `Module::forward` goes through: no profiling
-// runs whose first calls are slow, no specialisation per shape, no global switch of LibTorch touched.
+// The frozen graph on LibTorch's interpreter, without the graph executor that `Module::forward` goes through:
+// no profiling runs whose first calls are slow, no specialisation per shape, no global switch of LibTorch
+// touched.
 //
-// Memory stays flat because oneDNN keeps its compiled primitives per shape: batches are computed in parts of 1, 2, 4, …
-// max_batch images, so that only a handful of shapes exist whatever the callers bring, and nothing is padded.
+// Memory stays flat because oneDNN keeps its compiled primitives per shape: batches are computed in parts of
+// 1, 2, 4, … max_batch images, so that only a handful of shapes exist whatever the callers bring, and nothing
+// is padded.
 
 #include "libtorch/torchscript.h"
 
@@ -33,15 +35,16 @@ namespace {
 
 using torch::jit::Graph;
 
-// oneDNN's fast convolutions want 16-bit activations in channels-last order and float32 ones in blocks of channels, which the
-// pass of LibTorch that builds `mkldnn` graphs arranges, weights packed once. As it has computed wrong results in past
-// releases, it stays only if the golden check agrees.
+// oneDNN's fast convolutions want 16-bit activations in channels-last order and float32 ones in blocks of
+// channels, which the pass of LibTorch that builds `mkldnn` graphs arranges, weights packed once. As it has
+// computed wrong results in past releases, it stays only if the golden check agrees.
 enum class Form { plain, channels_last, blocked };
 
 // A tensor used twice stays one tensor after the conversion.
 using Converted = std::unordered_map<const c10::TensorImpl*, at::Tensor>;
 
-void convert_constants(torch::jit::Block* block, const EngineOptions& options, Form form, Converted& converted) {
+void convert_constants(torch::jit::Block* block, const EngineOptions& options, Form form,
+                       Converted& converted) {
   for (auto* node : block->nodes()) {
     for (auto* inner : node->blocks()) convert_constants(inner, options, form, converted);
     if (node->kind() != torch::jit::prim::Constant || !node->hasAttribute(torch::jit::attr::value) ||
@@ -103,7 +106,8 @@ torch::jit::Value* find_embedding(Graph& forward, const Graph& embed) {
 std::shared_ptr<Graph> graph_of(const FrozenModel& model, const char* method) {
   std::shared_ptr<Graph> graph = model.module().get_method(method).graph()->copy();
   if (graph->inputs().size() != 2 || !graph->inputs()[0]->uses().empty() || graph->outputs().size() != 1)
-    throw ModelError(model.path() + ": its method " + method + " is not frozen, or takes more than a batch; export it with: swsl export");
+    throw ModelError(model.path() + ": its method " + method +
+                     " is not frozen, or takes more than a batch; export it with: swsl export");
   graph->eraseInput(0);
   return graph;
 }
@@ -129,8 +133,8 @@ class Program {
   torch::jit::Code code_;
 };
 
-// While one exists, convolutions on CUDA compute float32 in float32: by default LibTorch rounds their factors to TF32, a thousandth of
-// their value. The switch is the process's; whoever comes last turns it back.
+// While one exists, convolutions on CUDA compute float32 in float32: by default LibTorch rounds their factors
+// to TF32, a thousandth of their value. The switch is the process's; whoever comes last turns it back.
 class NoTf32 {
  public:
   explicit NoTf32(bool wanted) : wanted_(wanted) {
@@ -157,7 +161,8 @@ class NoTf32 {
 
 class TorchScriptEngine final : public Engine {
  public:
-  TorchScriptEngine(const FrozenModel& model, const EngineOptions& options, const std::string& why_not) : options_(options) {
+  TorchScriptEngine(const FrozenModel& model, const EngineOptions& options, const std::string& why_not)
+      : options_(options) {
     info_.name = "torchscript";
     info_.device = options.device.str();
     info_.dtype = dtype_name(options.dtype);
@@ -179,7 +184,8 @@ class TorchScriptEngine final : public Engine {
       info_.reason = "LibTorch's interpreter on the frozen graph, weights packed for oneDNN";
       if (!failure.empty()) {
         prepare(model, Form::plain);
-        info_.reason = "LibTorch's interpreter on the frozen graph; weights not packed for oneDNN (" + failure + ')';
+        info_.reason =
+            "LibTorch's interpreter on the frozen graph; weights not packed for oneDNN (" + failure + ')';
       }
     } else {
       prepare(model, Form::plain);
@@ -187,9 +193,11 @@ class TorchScriptEngine final : public Engine {
     }
     if (!why_not.empty()) info_.reason += "; " + why_not;
     if (!info_.golden.passed())
-      throw ModelError(model.path() + ": golden check failed in " + info_.dtype + " on " + info_.device + ": " + info_.golden.text() +
-                       (options.dtype == at::kFloat ? "; export it again, and if that fails too, this torch computes wrongly"
-                                                    : "; use dtype float32"));
+      throw ModelError(model.path() + ": golden check failed in " + info_.dtype + " on " + info_.device +
+                       ": " + info_.golden.text() +
+                       (options.dtype == at::kFloat
+                            ? "; export it again, and if that fails too, this torch computes wrongly"
+                            : "; use dtype float32"));
   }
 
   at::Tensor forward(const at::Tensor& batch) override { return compute(*forward_, 0, batch); }
@@ -213,7 +221,8 @@ class TorchScriptEngine final : public Engine {
       const NoTf32 exact(options_.device.is_cuda() && options_.dtype == at::kFloat);
       const auto run = [&](const at::Tensor& batch) {
         const auto outputs = (*forward_)(as_input(batch));
-        return Outputs{outputs[0].toTensor(), embed_ ? (*embed_)(as_input(batch))[0].toTensor() : outputs[1].toTensor()};
+        return Outputs{outputs[0].toTensor(),
+                       embed_ ? (*embed_)(as_input(batch))[0].toTensor() : outputs[1].toTensor()};
       };
       info_.golden = model.check_golden(run, options_.dtype);
     });
@@ -228,7 +237,8 @@ class TorchScriptEngine final : public Engine {
   }
 
   at::Tensor as_input(const at::Tensor& part) const {
-    const auto format = form_ == Form::channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+    const auto format =
+        form_ == Form::channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
     return part.to(options_.device, options_.dtype).contiguous(format);
   }
 
@@ -241,7 +251,9 @@ class TorchScriptEngine final : public Engine {
       const c10::InferenceMode inference;
       const NoTf32 exact(options_.device.is_cuda() && options_.dtype == at::kFloat);
       const std::int64_t count = batch.size(0);
-      const auto part = [&](const at::Tensor& images) { return program(as_input(images)).at(output).toTensor().to(at::kFloat); };
+      const auto part = [&](const at::Tensor& images) {
+        return program(as_input(images)).at(output).toTensor().to(at::kFloat);
+      };
       // An empty batch still has to know its number of columns.
       if (count == 0) parts.push_back(part(at::zeros({1, 3, batch.size(2), batch.size(3)})).slice(0, 0, 0));
       const auto compute_part = [&](std::int64_t begin, int size) {
@@ -249,7 +261,8 @@ class TorchScriptEngine final : public Engine {
         try {
           for (const std::int64_t end = begin + size; begin < end;) {
             const auto left = static_cast<std::uint64_t>(end - begin);
-            const auto images = static_cast<std::int64_t>(size == options_.max_batch ? left : std::bit_floor(left));
+            const auto images =
+                static_cast<std::int64_t>(size == options_.max_batch ? left : std::bit_floor(left));
             parts.push_back(part(batch.narrow(0, begin, images)));
             begin += images;
           }
@@ -284,7 +297,8 @@ class TorchScriptEngine final : public Engine {
 
 }  // namespace
 
-std::unique_ptr<Engine> make_torchscript_engine(const FrozenModel& model, const EngineOptions& options, const std::string& why_not) {
+std::unique_ptr<Engine> make_torchscript_engine(const FrozenModel& model, const EngineOptions& options,
+                                                const std::string& why_not) {
   return std::make_unique<TorchScriptEngine>(model, options, why_not);
 }
 

@@ -30,7 +30,8 @@ class JsonParser {
   }
 
   void skip_space() {
-    while (position_ < text_.size() && std::string_view(" \t\r\n").find(text_[position_]) != std::string_view::npos)
+    while (position_ < text_.size() &&
+           std::string_view(" \t\r\n").find(text_[position_]) != std::string_view::npos)
       ++position_;
   }
 
@@ -52,8 +53,14 @@ class JsonParser {
       case '{': result.value_ = object(path, depth); break;
       case '[': result.value_ = array(path, depth); break;
       case '"': result.value_ = string(); break;
-      case 't': word("true"); result.value_ = true; break;
-      case 'f': word("false"); result.value_ = false; break;
+      case 't':
+        word("true");
+        result.value_ = true;
+        break;
+      case 'f':
+        word("false");
+        result.value_ = false;
+        break;
       case 'n': word("null"); break;
       default: number(result);
     }
@@ -80,7 +87,8 @@ class JsonParser {
       if (!take(':')) fail("':'", position_);
       Json member = value(path.empty() ? key : path + '.' + key, depth + 1);
       if (!members.emplace(key, std::move(member)).second)
-        throw JsonError("JSON: the key \"" + key + "\" comes twice, again at offset " + std::to_string(start));
+        throw JsonError("JSON: the key \"" + key + "\" comes twice, again at offset " +
+                        std::to_string(start));
       skip_space();
     } while (take(','));
     if (!take('}')) fail("',' or '}'", position_);
@@ -200,7 +208,8 @@ class JsonParser {
 Json Json::parse(std::string_view text) { return JsonParser(text).document(); }
 
 const char* Json::kind() const {
-  static constexpr const char* names[] = {"null", "a boolean", "a number", "an integer", "a string", "an array", "an object"};
+  static constexpr const char* names[] = {"null",     "a boolean", "a number", "an integer",
+                                          "a string", "an array",  "an object"};
   return names[value_.index()];
 }
 

@@ -1,4 +1,5 @@
-// A small strict JSON (RFC 8259) reader for metadata of a few hundred kilobytes: no dependency, errors with an offset.
+// A small strict JSON (RFC 8259) reader for metadata of a few hundred kilobytes: no dependency, errors with
+// an offset.
 //
 //   const Json root = Json::parse(text);
 //   root.at("labels").items()[0].string();
@@ -43,7 +44,8 @@ class Json {
   const T& get(const char* expected) const;
   const char* kind() const;
 
-  std::variant<std::nullptr_t, bool, double, std::int64_t, std::string, std::vector<Json>, Members> value_ = nullptr;
+  std::variant<std::nullptr_t, bool, double, std::int64_t, std::string, std::vector<Json>, Members> value_ =
+      nullptr;
   std::string path_;  // for errors
 };
 

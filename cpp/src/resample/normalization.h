@@ -1,8 +1,8 @@
 // Every pixel value of every channel, normalised once: what all paths store.
 #pragma once
 
-#include "resample/kernels/kernel.h"
 #include <swsl/preprocessor.h>
+#include "resample/kernels/kernel.h"
 
 namespace swsl::resample {
 

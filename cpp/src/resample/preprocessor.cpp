@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "resample/axis.h"
+#include "resample/kernels/scalar.h"
 #include "resample/normalization.h"
 #include "resample/prepared.h"
-#include "resample/kernels/scalar.h"
 
 namespace swsl {
 namespace {
@@ -105,7 +105,10 @@ struct Preprocessor::State {
   resample::AxisCache axes;
 
   State(const PreprocessSpec& spec, Isa isa)
-      : spec(spec), isa(isa), normalization(resample::make_normalization(spec)), axes(spec.interpolation, isa) {}
+      : spec(spec),
+        isa(isa),
+        normalization(resample::make_normalization(spec)),
+        axes(spec.interpolation, isa) {}
 };
 
 Preprocessor::Preprocessor(const PreprocessSpec& spec) : Preprocessor(spec, default_isa()) {}

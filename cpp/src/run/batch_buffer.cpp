@@ -20,7 +20,8 @@ TensorBatch::TensorBatch(std::vector<std::int64_t> image_shape, int batch_size, 
       batch_(allocate(std::move(image_shape), batch_size, pinned)),
       image_size_(static_cast<std::size_t>(batch_.numel() / batch_size)) {}
 
-std::string TensorBatch::prepare(const ImageSource& image, std::size_t place, const std::function<void()>& when_read) {
+std::string TensorBatch::prepare(const ImageSource& image, std::size_t place,
+                                 const std::function<void()>& when_read) {
   return write_(image, batch_.data_ptr<float>() + place * image_size_, when_read);
 }
 

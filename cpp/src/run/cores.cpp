@@ -32,8 +32,8 @@ std::optional<double> quota_of(const std::string& folder) {
     return std::atof(quota.c_str()) / period;
   }
   double microseconds = 0;
-  if (std::ifstream(folder + "/cpu.cfs_quota_us") >> microseconds && std::ifstream(folder + "/cpu.cfs_period_us") >> period &&
-      microseconds > 0 && period > 0)
+  if (std::ifstream(folder + "/cpu.cfs_quota_us") >> microseconds &&
+      std::ifstream(folder + "/cpu.cfs_period_us") >> period && microseconds > 0 && period > 0)
     return microseconds / period;
   return {};
 }
@@ -62,7 +62,8 @@ double cgroup_cpu_quota(const std::string& list_of_groups, const std::string& ro
     if (controllers.str().empty()) smallest = std::min(smallest, smallest_quota(root, path));
     for (std::string name; std::getline(controllers, name, ',');)
       if (name == "cpu")
-        for (const std::string mount : {"/cpu", "/cpu,cpuacct"}) smallest = std::min(smallest, smallest_quota(root + mount, path));
+        for (const std::string mount : {"/cpu", "/cpu,cpuacct"})
+          smallest = std::min(smallest, smallest_quota(root + mount, path));
   }
   return smallest;
 }
@@ -91,7 +92,9 @@ int available_cores() {
 
 CoreBudget::Hold CoreBudget::for_image() { return take(images_, 1); }
 
-CoreBudget::Hold CoreBudget::for_forward(int threads) { return take(forwards_, std::clamp(threads, 0, total_)); }
+CoreBudget::Hold CoreBudget::for_forward(int threads) {
+  return take(forwards_, std::clamp(threads, 0, total_));
+}
 
 CoreBudget::Hold CoreBudget::take(Queue& queue, int tokens) {
   std::unique_lock lock(mutex_);

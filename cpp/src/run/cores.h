@@ -1,7 +1,7 @@
 // How many cores there are, and who may use them.
 //
-// A thread that computes holds a token for each core it keeps busy, and there are as many tokens as cores, so decoding and
-// the forward pass share the cores without ever fighting over them.
+// A thread that computes holds a token for each core it keeps busy, and there are as many tokens as cores, so
+// decoding and the forward pass share the cores without ever fighting over them.
 #pragma once
 
 #include <algorithm>
@@ -14,20 +14,20 @@
 
 namespace swsl {
 
-// Cores that this process may use: those its affinity allows, or fewer where a cgroup's CPU quota (rounded up) or OMP_NUM_THREADS,
-// by which schedulers allot cores to their jobs, is smaller. At least 1.
+// Cores that this process may use: those its affinity allows, or fewer where a cgroup's CPU quota (rounded
+// up) or OMP_NUM_THREADS, by which schedulers allot cores to their jobs, is smaller. At least 1.
 int available_cores();
 
-// The number at the head of OMP_NUM_THREADS, which may be a list, one for each level of nested parallelism; nothing where `text` is
-// null or, as to OpenMP, no such list.
+// The number at the head of OMP_NUM_THREADS, which may be a list, one for each level of nested parallelism;
+// nothing where `text` is null or, as to OpenMP, no such list.
 std::optional<int> omp_num_threads(const char* text);
 
-// The smallest CPU quota, in cores, of the cgroups in `list_of_groups` (as /proc/self/cgroup) and those around them;
-// infinite without one. `root` is where the cgroup file systems, version 1 or 2, are mounted.
+// The smallest CPU quota, in cores, of the cgroups in `list_of_groups` (as /proc/self/cgroup) and those
+// around them; infinite without one. `root` is where the cgroup file systems, version 1 or 2, are mounted.
 double cgroup_cpu_quota(const std::string& list_of_groups, const std::string& root);
 
-// Thread-safe. A forward pass waits longest for its cores, as it needs many, so once one waits, no image gets a token.
-// Among forward passes, and among images, whoever came first goes first.
+// Thread-safe. A forward pass waits longest for its cores, as it needs many, so once one waits, no image gets
+// a token. Among forward passes, and among images, whoever came first goes first.
 class CoreBudget {
  public:
   explicit CoreBudget(int cores) : total_(std::max(cores, 1)), free_(total_) {}

@@ -1,8 +1,9 @@
-// Images through two stages, in order: many threads prepare images, one or a few compute whole batches of them.
+// Images through two stages, in order: many threads prepare images, one or a few compute whole batches of
+// them.
 //
-// Image i has place i % capacity from when it is pushed to when its result is popped. A worker that takes an image puts
-// it into the newest batch, or begins the next one, where that is full or has been started. Batch b has the buffer b %
-// size of the ring: nobody begins it before batch b - size has been computed.
+// Image i has place i % capacity from when it is pushed to when its result is popped. A worker that takes an
+// image puts it into the newest batch, or begins the next one, where that is full or has been started. Batch
+// b has the buffer b % size of the ring: nobody begins it before batch b - size has been computed.
 #pragma once
 
 #include <chrono>
@@ -28,7 +29,7 @@ namespace swsl {
 struct PipelineOptions {
   int batch_size = 1;
   int workers = 1;
-  int at_once = 1;  // batches in the forward pass at a time
+  int at_once = 1;                                    // batches in the forward pass at a time
   std::optional<std::chrono::microseconds> max_wait;  // as StreamOptions
 
   std::function<std::unique_ptr<BatchBuffer>()> make_buffer;  // for batch_size images

@@ -25,7 +25,9 @@ class Nvjpeg;
 class Decoders {
  public:
   // Makes the first one, which judges the options.
-  explicit Decoders(const DecodeOptions& options) : options_(options) { idle_.push_back(std::make_unique<ImageDecoder>(options)); }
+  explicit Decoders(const DecodeOptions& options) : options_(options) {
+    idle_.push_back(std::make_unique<ImageDecoder>(options));
+  }
 
   template <typename Use>
   void with(const Use& use) {
@@ -53,25 +55,30 @@ class Decoders {
 std::string name_of(const ImageSource& source);
 
 struct Runner::State {
-  // In a process forked off since, it is never taken apart: its threads are not there to be joined, and a condition variable for
-  // which they waited would wait for them.
+  // In a process forked off since, it is never taken apart: its threads are not there to be joined, and a
+  // condition variable for which they waited would wait for them.
   static std::shared_ptr<State> make(const FrozenModel& model, const RunnerOptions& options);
 
-  // Decodes the image and calls `use` with its pixels. Returns what is wrong with it, "" if nothing is. `when_read` is called
-  // once the image's file has been read and before anything is computed. `use_jpeg`, if there is one, gets JPEGs that a GPU may decode
-  // (plain_jpeg.h) with their sides, and may return false to get their pixels as well.
-  std::string with_pixels(const ImageSource& source, const std::function<void()>& when_read,
-                          const std::function<void(const ImageView&)>& use,
-                          const std::function<bool(const EncodedImage& jpeg, int height, int width)>& use_jpeg = {});
+  // Decodes the image and calls `use` with its pixels. Returns what is wrong with it, "" if nothing is.
+  // `when_read` is called once the image's file has been read and before anything is computed. `use_jpeg`, if
+  // there is one, gets JPEGs that a GPU may decode (plain_jpeg.h) with their sides, and may return false to
+  // get their pixels as well.
+  std::string with_pixels(
+      const ImageSource& source, const std::function<void()>& when_read,
+      const std::function<void(const ImageView&)>& use,
+      const std::function<bool(const EncodedImage& jpeg, int height, int width)>& use_jpeg = {});
 
-  std::string preprocess(const ImageSource& source, float* output, const std::function<void()>& when_read = {});
+  std::string preprocess(const ImageSource& source, float* output,
+                         const std::function<void()>& when_read = {});
 
-  // As BatchBuffer::prepare, on one of the cores; and the engine's answers, computed on as many as it has threads.
+  // As BatchBuffer::prepare, on one of the cores; and the engine's answers, computed on as many as it has
+  // threads.
   std::string prepare(BatchBuffer& buffer, const ImageSource& image, std::size_t place);
   at::Tensor forward(const at::Tensor& batch);
   at::Tensor embed(const at::Tensor& batch);
 
-  // For batches on their way to the engine: made by the GPU where it computes them and this build has the kernels.
+  // For batches on their way to the engine: made by the GPU where it computes them and this build has the
+  // kernels.
   std::unique_ptr<BatchBuffer> make_buffer(int size);
 
   // Rows of images that cannot be used are NaN.
@@ -93,13 +100,14 @@ struct Runner::State {
   const std::shared_ptr<const Nvjpeg> nvjpeg;  // null unless the options ask for it
   const std::unique_ptr<Engine> engine;
   const EngineInfo info;  // the engine's, with what the runner has to add
-  CoreBudget cores;  // shared by all calls and streams of this runner
+  CoreBudget cores;       // shared by all calls and streams of this runner
   Decoders decoders;
   const std::function<Image(const ImageSource&)> decode_other;
   WorkerPool workers;
 
  private:
-  void decode(const ImageSource& source, const std::function<void()>& when_read, const std::function<void(const ImageView&)>& use,
+  void decode(const ImageSource& source, const std::function<void()>& when_read,
+              const std::function<void(const ImageView&)>& use,
               const std::function<bool(const EncodedImage&, int, int)>& use_jpeg);
   bool prepares_on_gpu() const;
   std::unique_ptr<BatchBuffer> take_buffer();

@@ -12,21 +12,22 @@ namespace {
 const StreamOptions& checked(const StreamOptions& options) {
   const auto at_least = [](const char* name, int value, int least) {
     if (value < least)
-      throw std::invalid_argument(std::string(name) + ": expected " + std::to_string(least) + " or more, got " +
-                                  std::to_string(value));
+      throw std::invalid_argument(std::string(name) + ": expected " + std::to_string(least) +
+                                  " or more, got " + std::to_string(value));
   };
   at_least("batch_size", options.batch_size, 0);
   at_least("workers", options.workers, 0);
   at_least("top_k", options.top_k, 1);
   if (options.max_wait && options.max_wait->count() < 0)
-    throw std::invalid_argument("max_wait: expected 0 or more, got " + std::to_string(options.max_wait->count()) +
-                                " µs");
+    throw std::invalid_argument("max_wait: expected 0 or more, got " +
+                                std::to_string(options.max_wait->count()) + " µs");
   return options;
 }
 
 }  // namespace
 
-Stream::Stream(const Runner& runner, const StreamOptions& options) : options_(checked(options)), runner_(runner.state_) {
+Stream::Stream(const Runner& runner, const StreamOptions& options)
+    : options_(checked(options)), runner_(runner.state_) {
   auto& state = *runner_;
   state.check_own_process();
   PipelineOptions pipeline;
@@ -36,7 +37,9 @@ Stream::Stream(const Runner& runner, const StreamOptions& options) : options_(ch
   constexpr std::chrono::microseconds longest = std::chrono::hours(24 * 365);  // clocks can count to its end
   if (options.max_wait) pipeline.max_wait = std::min(*options.max_wait, longest);
   pipeline.make_buffer = [&state, size = pipeline.batch_size] { return state.make_buffer(size); };
-  pipeline.prepare = [&state](BatchBuffer& buffer, const ImageSource& image, std::size_t place) { return state.prepare(buffer, image, place); };
+  pipeline.prepare = [&state](BatchBuffer& buffer, const ImageSource& image, std::size_t place) {
+    return state.prepare(buffer, image, place);
+  };
   pipeline.compute = [&state, embed = options.output == Output::embedding](const at::Tensor& batch) {
     return (embed ? state.embed(batch) : state.forward(batch)).to(at::kCPU);
   };
@@ -44,7 +47,8 @@ Stream::Stream(const Runner& runner, const StreamOptions& options) : options_(ch
 }
 
 Stream::~Stream() {
-  if (getpid() != process_) (void)pipeline_.release();  // its threads did not come along through fork, and nothing can join them
+  if (getpid() != process_)
+    (void)pipeline_.release();  // its threads did not come along through fork, and nothing can join them
 }
 
 Pipeline& Stream::pipeline() const {

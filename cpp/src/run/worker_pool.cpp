@@ -13,7 +13,8 @@ struct WorkerPool::Loop {
   std::size_t done = 0;
   std::exception_ptr error;
 
-  // Takes images until none is left. `work` is only touched for an image that is taken: the caller waits for those.
+  // Takes images until none is left. `work` is only touched for an image that is taken: the caller waits for
+  // those.
   void take_part() {
     for (std::size_t i; (i = next.fetch_add(1)) < count;) {
       std::exception_ptr failure;

@@ -1,4 +1,5 @@
-// Every kernel, packing and layout of the CPU engine against the nested loops of reference.cpp, over random shapes.
+// Every kernel, packing and layout of the CPU engine against the nested loops of reference.cpp, over random
+// shapes.
 #include <cmath>
 #include <random>
 
@@ -41,7 +42,8 @@ struct Builder {
     channels.push_back(output_channels);
     return network.output = node.output;
   }
-  int convolution(int input, int out, Window window, int groups = 1, bool bias = true, Operation operation = Operation::convolution) {
+  int convolution(int input, int out, Window window, int groups = 1, bool bias = true,
+                  Operation operation = Operation::convolution) {
     Node node{};
     node.operation = operation;
     node.inputs = {input};
@@ -69,9 +71,12 @@ struct Builder {
   }
 };
 
-Window window(int kernel, int stride, int pad, int dilation = 1) { return {kernel, kernel, stride, stride, pad, pad, dilation, dilation}; }
+Window window(int kernel, int stride, int pad, int dilation = 1) {
+  return {kernel, kernel, stride, stride, pad, pad, dilation, dilation};
+}
 
-void check_network(const Network& network, const KernelSet& kernels, int batch, int channels, int height, int width, int thread_count) {
+void check_network(const Network& network, const KernelSet& kernels, int batch, int channels, int height,
+                   int width, int thread_count) {
   ThreadPool threads(thread_count);
   Array input{batch, channels, height, width, {}};
   for (int i = 0; i < batch * channels * height * width; ++i) input.values.push_back(value());
@@ -92,7 +97,8 @@ void check_network(const Network& network, const KernelSet& kernels, int batch, 
     // Sums in another order, and in bfloat16 the odd activation that rounds the other way for it.
     const double tolerance = kernels.bfloat16 ? 5e-3 : 5e-6;
     if (!(error <= tolerance))
-      check::fail(__FILE__, __LINE__, name(kernels.isa), " differs by ", error, " for batch ", batch, ", ", channels, "×", height, "×", width);
+      check::fail(__FILE__, __LINE__, name(kernels.isa), " differs by ", error, " for batch ", batch, ", ",
+                  channels, "×", height, "×", width);
   }
 }
 
@@ -101,7 +107,9 @@ void on_every_isa(Make make) {
   int ran = 0;
   for (Isa isa : {Isa::avx2, Isa::avx512, Isa::avx512bf16}) {
     if (!supported(isa)) continue;
-    const KernelSet& kernels = isa == Isa::avx2 ? avx2_kernels() : isa == Isa::avx512 ? avx512_kernels() : avx512bf16_kernels();
+    const KernelSet& kernels = isa == Isa::avx2     ? avx2_kernels()
+                               : isa == Isa::avx512 ? avx512_kernels()
+                                                    : avx512bf16_kernels();
     make(kernels);
     ++ran;
   }
@@ -113,7 +121,8 @@ void on_every_isa(Make make) {
 TEST(one_convolution_of_every_shape) {
   on_every_isa([](const KernelSet& kernels) {
     for (int trial = 0; trial < 150; ++trial) {
-      const int in = pick(1, 70), out = pick(1, 90), kernel = pick(0, 2) == 0 ? pick(1, 5) : pick(0, 1) * 2 + 1;
+      const int in = pick(1, 70), out = pick(1, 90),
+                kernel = pick(0, 2) == 0 ? pick(1, 5) : pick(0, 1) * 2 + 1;
       const int stride = pick(1, 3), pad = pick(0, kernel / 2), dilation = pick(1, 2);
       Builder net(pick(1, 5));
       const int input_channels = net.channels[0];
@@ -121,7 +130,8 @@ TEST(one_convolution_of_every_shape) {
       const int y = net.convolution(x, out, window(kernel, stride, pad, dilation), 1, pick(0, 1) == 1);
       net.finish(y, pick(1, 40));
       const int size = 2 * kernel * dilation + 6;
-      check_network(net.network, kernels, pick(1, 3), input_channels, pick(size, size + 40), pick(size, size + 40), pick(1, 3));
+      check_network(net.network, kernels, pick(1, 3), input_channels, pick(size, size + 40),
+                    pick(size, size + 40), pick(1, 3));
     }
   });
 }
@@ -165,9 +175,11 @@ TEST(residual_networks) {
       x = net.simple(Operation::max_pool, {x}, window(3, 2, 1));
       if (trial % 3 == 0) x = net.simple(Operation::average_pool, {x}, window(2, 1, 1));
       for (int block = 0; block < 4; ++block) {
-        const int stride = block == 2 ? 2 : 1, width = pick(1, 2) * 32, out = block == 0 || block == 2 ? pick(1, 3) * 32 : net.channels[x];
+        const int stride = block == 2 ? 2 : 1, width = pick(1, 2) * 32,
+                  out = block == 0 || block == 2 ? pick(1, 3) * 32 : net.channels[x];
         int y = net.simple(Operation::relu, {net.convolution(x, width, window(1, 1, 0))});
-        y = net.simple(Operation::relu, {net.convolution(y, width, window(3, stride, 1), pick(0, 1) ? 8 : 1)});
+        y = net.simple(Operation::relu,
+                       {net.convolution(y, width, window(3, stride, 1), pick(0, 1) ? 8 : 1)});
         y = net.convolution(y, out, window(1, 1, 0));
         const bool shortcut = stride != 1 || out != net.channels[x];
         const int identity = shortcut ? net.convolution(x, out, window(1, stride, 0)) : x;

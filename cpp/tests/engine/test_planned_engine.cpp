@@ -1,5 +1,6 @@
-// The planned CPU engine behind the Engine interface: when it is taken, what it says, and that callers do not disturb each
-// other. Its kernels and plans are tested in test_cpu_engine.cpp, its answers in test_engine.cpp.
+// The planned CPU engine behind the Engine interface: when it is taken, what it says, and that callers do not
+// disturb each other. Its kernels and plans are tested in test_cpu_engine.cpp, its answers in
+// test_engine.cpp.
 #include <cstdlib>
 #include <filesystem>
 #include <thread>
@@ -53,7 +54,8 @@ TEST(the_answers_do_not_depend_on_the_batch) {
   const auto engine = make_engine(model(), {.max_batch = 16});
   const auto input = batch(13);
   const auto together = engine->forward(input);
-  for (int i = 0; i < 13; ++i) CHECK(swsl::relative_error(together.narrow(0, i, 1), engine->forward(input.narrow(0, i, 1))) <= 1e-6);
+  for (int i = 0; i < 13; ++i)
+    CHECK(swsl::relative_error(together.narrow(0, i, 1), engine->forward(input.narrow(0, i, 1))) <= 1e-6);
 }
 
 TEST(callers_and_engines_do_not_disturb_each_other) {
@@ -78,7 +80,8 @@ TEST(the_profile_covers_the_network) {
     CHECK(layers.empty());
     return;
   }
-  // The stem, four bottlenecks of three convolutions and a shortcut each, the classifier; two pools and the input's step.
+  // The stem, four bottlenecks of three convolutions and a shortcut each, the classifier; two pools and the
+  // input's step.
   CHECK_EQ(layers.size(), std::size_t{1 + 4 * 4 + 1 + 2 + 1});
   const double stem = 2.0 * 64 * 32 * 32 * 3 * 7 * 7;
   CHECK_EQ(layers[1].multiply_adds, stem);
@@ -96,6 +99,7 @@ TEST(the_choice_of_a_dtype_is_remembered) {
   CHECK_EQ(known->info().dtype, measured->info().dtype);
   CHECK(at::equal(known->forward(batch(1)), measured->forward(batch(1))));
   std::filesystem::remove_all(folder);
-  CHECK_THROWS(std::invalid_argument, "dtype: expected float32, bfloat16 or float16, got Double", swsl::peak_flops(at::kDouble, 1));
+  CHECK_THROWS(std::invalid_argument, "dtype: expected float32, bfloat16 or float16, got Double",
+               swsl::peak_flops(at::kDouble, 1));
   CHECK_EQ(swsl::peak_flops(at::kFloat, 1) > 0, swsl::cpu::float32_kernels() != nullptr);
 }

@@ -110,7 +110,8 @@ inline Bytes png(const Bytes& rows, int height, int width, int depth, int colour
       },
       [](png_structp) {});
   png_set_IHDR(png, info, static_cast<png_uint_32>(width), static_cast<png_uint_32>(height), depth, colour,
-               interlaced ? PNG_INTERLACE_ADAM7 : PNG_INTERLACE_NONE, PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
+               interlaced ? PNG_INTERLACE_ADAM7 : PNG_INTERLACE_NONE, PNG_COMPRESSION_TYPE_DEFAULT,
+               PNG_FILTER_TYPE_DEFAULT);
   png_set_check_for_invalid_index(png, 0);  // indices beyond the palette are wanted
   if (!palette.empty()) png_set_PLTE(png, info, palette.data(), static_cast<int>(palette.size()));
   if (!exif.empty()) png_set_eXIf_1(png, info, static_cast<png_uint_32>(exif.size()), exif.data());
@@ -126,8 +127,9 @@ inline Bytes png(const Bytes& rows, int height, int width, int depth, int colour
 
 // A big-endian TIFF directory with nothing but an Orientation tag.
 inline Bytes exif_block(int orientation) {
-  return {'M', 'M', 0, 42, 0, 0, 0, 8, 0, 1, 0x01, 0x12, 0, 3, 0, 0, 0, 1, 0, static_cast<std::uint8_t>(orientation), 0, 0,
-          0, 0, 0, 0};
+  return {'M',  'M',  0, 42, 0, 0, 0, 8, 0, 1,
+          0x01, 0x12, 0, 3,  0, 0, 0, 1, 0, static_cast<std::uint8_t>(orientation),
+          0,    0,    0, 0,  0, 0};
 }
 
 inline Bytes jpeg_exif_block(int orientation) {
@@ -141,7 +143,8 @@ inline swsl::Image decode(const Bytes& bytes, const swsl::DecodeOptions& options
   return swsl::decode_image(bytes.data(), bytes.size(), options, "test.img");
 }
 
-// Every way in which colours can be stored smaller than brightness that a camera or editor writes, and some that none does.
+// Every way in which colours can be stored smaller than brightness that a camera or editor writes, and some
+// that none does.
 inline const std::vector<std::vector<std::pair<int, int>>> samplings = {
     {{1, 1}, {1, 1}, {1, 1}}, {{2, 1}, {1, 1}, {1, 1}}, {{2, 2}, {1, 1}, {1, 1}}, {{1, 2}, {1, 1}, {1, 1}},
     {{4, 1}, {1, 1}, {1, 1}}, {{4, 2}, {1, 1}, {1, 1}}, {{2, 2}, {2, 1}, {1, 2}}, {{2, 4}, {1, 1}, {1, 1}},
@@ -168,8 +171,8 @@ inline std::string error_of(const Bytes& bytes, const swsl::Rect* needed = nullp
   }
 }
 
-// What of a file, of whatever bytes, is wrong with decoding a part against decoding the whole: "" if nothing is. The part, and whether
-// there is DCT scaling, come from the bytes, so that these alone are the case.
+// What of a file, of whatever bytes, is wrong with decoding a part against decoding the whole: "" if nothing
+// is. The part, and whether there is DCT scaling, come from the bytes, so that these alone are the case.
 inline std::string part_against_whole(const std::uint8_t* bytes, std::size_t size) {
   std::uint32_t hash = 2166136261u;
   for (std::size_t i = 0; i < size; ++i) hash = (hash ^ bytes[i]) * 16777619u;

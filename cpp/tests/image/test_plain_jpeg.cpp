@@ -11,12 +11,14 @@
 #include "image_fixtures.h"
 
 using fixtures::Bytes;
-using fixtures::JpegKind;
 using fixtures::decode, fixtures::error_of, fixtures::same_region, fixtures::samplings;
+using fixtures::JpegKind;
 
 TEST(plain_jpegs_are_what_gpus_decode_too) {
   const Bytes pixels = fixtures::picture(40, 50, 3);
-  const auto make = [&](const JpegKind& kind, const Bytes& exif = {}) { return fixtures::jpeg(pixels, 40, 50, kind, exif); };
+  const auto make = [&](const JpegKind& kind, const Bytes& exif = {}) {
+    return fixtures::jpeg(pixels, 40, 50, kind, exif);
+  };
   const auto plain = [](const Bytes& bytes, const swsl::DecodeOptions& options = {}) {
     swsl::ImageDecoder decoder(options);
     decoder.open(bytes.data(), bytes.size(), "test.img");
@@ -26,14 +28,16 @@ TEST(plain_jpegs_are_what_gpus_decode_too) {
     return found.size();
   };
   for (std::size_t i = 0; i < samplings.size(); ++i) {  // the first four are 4:4:4, 4:2:2, 4:2:0 and 4:4:0
-    const Bytes bytes = make({3, samplings[i]}), restarts = make({.sampling = samplings[i], .restart_interval = 2});
+    const Bytes bytes = make({3, samplings[i]}),
+                restarts = make({.sampling = samplings[i], .restart_interval = 2});
     CHECK_EQ(plain(bytes), i < 4 ? bytes.size() : 0);
     CHECK_EQ(plain(restarts), i < 4 ? restarts.size() : 0);
   }
   CHECK_EQ(plain(make({.progressive = true})), std::size_t{0});
   CHECK_EQ(plain(make({.transform = false})), std::size_t{0});
   CHECK_EQ(plain(fixtures::jpeg(pixels, 40, 50, {1, {{1, 1}}})), std::size_t{0});
-  CHECK_EQ(plain(fixtures::jpeg(fixtures::picture(40, 50, 4), 40, 50, {4, {{1, 1}, {1, 1}, {1, 1}, {1, 1}}})), std::size_t{0});
+  CHECK_EQ(plain(fixtures::jpeg(fixtures::picture(40, 50, 4), 40, 50, {4, {{1, 1}, {1, 1}, {1, 1}, {1, 1}}})),
+           std::size_t{0});
   CHECK_EQ(plain(fixtures::png(pixels, 40, 50, 8, 2, false)), std::size_t{0});
 
   const Bytes turned = make({}, fixtures::jpeg_exif_block(6));
@@ -68,10 +72,12 @@ TEST(plain_jpegs_decode_whatever_is_in_them) {
   swsl::ImageDecoder decoder;
   int plain = 0;
   for (const int restart_interval : {0, 2}) {
-    const Bytes sound = fixtures::jpeg(fixtures::picture(40, 50, 3), 40, 50, {3, samplings[2], false, restart_interval});
+    const Bytes sound =
+        fixtures::jpeg(fixtures::picture(40, 50, 3), 40, 50, {3, samplings[2], false, restart_interval});
     for (int i = 0; i < 3000; ++i) {
       Bytes bytes = sound;
-      for (auto wrong = 1 + random() % 5; wrong > 0; --wrong) bytes[random() % bytes.size()] = static_cast<std::uint8_t>(random());
+      for (auto wrong = 1 + random() % 5; wrong > 0; --wrong)
+        bytes[random() % bytes.size()] = static_cast<std::uint8_t>(random());
       try {
         decoder.open(bytes.data(), bytes.size());
         if (swsl::plain_jpeg(decoder).empty()) continue;

@@ -30,14 +30,16 @@ class DeviceMemory {
   explicit DeviceMemory(const std::vector<T>& values) : DeviceMemory(values.size()) {
     std::memcpy(static_cast<void*>(data_), values.data(), values.size() * sizeof(T));
   }
-  DeviceMemory(DeviceMemory&& other) noexcept : data_(std::exchange(other.data_, nullptr)), count_(other.count_) {}
+  DeviceMemory(DeviceMemory&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), count_(other.count_) {}
   ~DeviceMemory() { cudaFree(data_); }
 
   T* data() { return data_; }
 
   // Once the kernels are done.
   std::vector<T> values() {
-    if (const auto error = cudaDeviceSynchronize(); error != cudaSuccess) check::fail(__FILE__, __LINE__, cudaGetErrorString(error));
+    if (const auto error = cudaDeviceSynchronize(); error != cudaSuccess)
+      check::fail(__FILE__, __LINE__, cudaGetErrorString(error));
     return {data_, data_ + count_};
   }
 

@@ -1,4 +1,5 @@
-// The GPU engine's kernels against plain loops: on the CPU (see cuda_on_cpu) and, as test_cuda_kernels_gpu, on a GPU.
+// The GPU engine's kernels against plain loops: on the CPU (see cuda_on_cpu) and, as test_cuda_kernels_gpu,
+// on a GPU.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -36,7 +37,8 @@ template <typename T>
 void check_equal(const std::vector<T>& actual, const std::vector<T>& expected, const std::string& what) {
   for (std::size_t i = 0; i < expected.size(); ++i) {
     const auto a = static_cast<float>(actual.at(i)), b = static_cast<float>(expected[i]);
-    if (a != b && !(std::isnan(a) && std::isnan(b))) check::fail(__FILE__, __LINE__, what, ": value ", i, " is ", a, ", expected ", b);
+    if (a != b && !(std::isnan(a) && std::isnan(b)))
+      check::fail(__FILE__, __LINE__, what, ": value ", i, " is ", a, ", expected ", b);
   }
 }
 
@@ -71,8 +73,10 @@ void check_epilogue(int pixels, int channels, bool with_residual, bool relu) {
   }
   DeviceMemory on_device(data), added(residual);
   DeviceMemory on_device_bias(bias);
-  check_ran(run_epilogue(number_of<T>, on_device.data(), on_device_bias.data(), with_residual ? added.data() : nullptr, pixels, channels, relu, nullptr));
-  check_equal(on_device.values(), expected, std::to_string(pixels) + " pixels, " + std::to_string(channels) + " channels");
+  check_ran(run_epilogue(number_of<T>, on_device.data(), on_device_bias.data(),
+                         with_residual ? added.data() : nullptr, pixels, channels, relu, nullptr));
+  check_equal(on_device.values(), expected,
+              std::to_string(pixels) + " pixels, " + std::to_string(channels) + " channels");
 }
 
 template <typename T>
@@ -80,7 +84,8 @@ void check_max_pool(const PoolShape& s) {
   std::mt19937 random(static_cast<unsigned>(s.height * 100 + s.channels));
   std::normal_distribution<float> normal(0, 3);
   std::vector<T> input;
-  for (int i = 0; i < s.images * s.height * s.width * s.channels; ++i) input.push_back(static_cast<T>(normal(random)));
+  for (int i = 0; i < s.images * s.height * s.width * s.channels; ++i)
+    input.push_back(static_cast<T>(normal(random)));
   input[input.size() / 3] = static_cast<T>(std::nanf(""));
   std::vector<T> expected;
   for (int n = 0; n < s.images; ++n)
@@ -89,9 +94,11 @@ void check_max_pool(const PoolShape& s) {
         for (int c = 0; c < s.channels; ++c) {
           float largest = -INFINITY;
           for (int i = 0; i < s.kernel_height * s.kernel_width; ++i) {
-            const int y = out_y * s.stride_height - s.pad_height + i / s.kernel_width, x = out_x * s.stride_width - s.pad_width + i % s.kernel_width;
+            const int y = out_y * s.stride_height - s.pad_height + i / s.kernel_width,
+                      x = out_x * s.stride_width - s.pad_width + i % s.kernel_width;
             if (y < 0 || y >= s.height || x < 0 || x >= s.width || std::isnan(largest)) continue;
-            const auto value = static_cast<float>(input[((static_cast<std::size_t>(n) * s.height + y) * s.width + x) * s.channels + c]);
+            const auto value = static_cast<float>(
+                input[((static_cast<std::size_t>(n) * s.height + y) * s.width + x) * s.channels + c]);
             largest = std::isnan(value) ? value : std::max(largest, value);
           }
           expected.push_back(static_cast<T>(largest));
@@ -110,7 +117,8 @@ std::vector<float> integers(std::size_t count, std::mt19937& random) {
 }
 
 // Images × height × width × channels, as everything here; weights [channels][group_width][3][3].
-std::vector<float> plain(const GroupedShape& s, int group_width, const std::vector<float>& input, const std::vector<float>& weights) {
+std::vector<float> plain(const GroupedShape& s, int group_width, const std::vector<float>& input,
+                         const std::vector<float>& weights) {
   std::vector<float> output(static_cast<std::size_t>(s.images) * s.out_height * s.out_width * s.channels);
   auto* to = output.data();
   for (int n = 0; n < s.images; ++n)
@@ -120,9 +128,11 @@ std::vector<float> plain(const GroupedShape& s, int group_width, const std::vect
           for (int tap = 0; tap < 9; ++tap) {
             const int y = oy * s.stride - 1 + tap / 3, x = ox * s.stride - 1 + tap % 3;
             if (y < 0 || y >= s.height || x < 0 || x >= s.width) continue;
-            const float* pixel = input.data() + ((static_cast<std::size_t>(n) * s.height + y) * s.width + x) * s.channels;
+            const float* pixel =
+                input.data() + ((static_cast<std::size_t>(n) * s.height + y) * s.width + x) * s.channels;
             for (int i = 0; i < group_width; ++i)
-              *to += pixel[c / group_width * group_width + i] * weights[(static_cast<std::size_t>(c) * group_width + i) * 9 + tap];
+              *to += pixel[c / group_width * group_width + i] *
+                     weights[(static_cast<std::size_t>(c) * group_width + i) * 9 + tap];
           }
   return output;
 }
@@ -138,16 +148,22 @@ void check_grouped(const GroupedShape& s, int group_width, bool relu, std::mt199
     expected[i] += bias[i % bias.size()];
     if (relu) expected[i] = relu_of(expected[i]);
   }
-  DeviceMemory from(rounded<T>(input)), packed(rounded<T>(pack_grouped(weights.data(), s.channels, group_width)));
+  DeviceMemory from(rounded<T>(input)),
+      packed(rounded<T>(pack_grouped(weights.data(), s.channels, group_width)));
   DeviceMemory on_device_bias(bias);
   DeviceMemory<T> to(expected.size());
-  const char* error = run_grouped(number_of<T>, s, from.data(), packed.data(), on_device_bias.data(), relu, to.data(), nullptr);
+  const char* error = run_grouped(number_of<T>, s, from.data(), packed.data(), on_device_bias.data(), relu,
+                                  to.data(), nullptr);
 #if !CUDA_ON_CPU
-  if (error != nullptr && number_of<T> == Number::bfloat16 && std::string(error).find("number format") != std::string::npos) return;
+  if (error != nullptr && number_of<T> == Number::bfloat16 &&
+      std::string(error).find("number format") != std::string::npos)
+    return;
 #endif
   check_ran(error);
-  const std::string what = "groups of " + std::to_string(group_width) + ", stride " + std::to_string(s.stride) + ", " + std::to_string(s.height) + " × " +
-                           std::to_string(s.width) + " × " + std::to_string(s.channels) + ", rows " + std::to_string(s.rows);
+  const std::string what = "groups of " + std::to_string(group_width) + ", stride " +
+                           std::to_string(s.stride) + ", " + std::to_string(s.height) + " × " +
+                           std::to_string(s.width) + " × " + std::to_string(s.channels) + ", rows " +
+                           std::to_string(s.rows);
   check_equal(to.values(), rounded<T>(expected), what);
 }
 
@@ -167,8 +183,9 @@ TEST(the_epilogue_adds_and_cuts_in_every_number_format) {
 
 TEST(the_largest_of_a_window_in_every_number_format) {
   need_gpu();
-  for (const PoolShape& shape : {PoolShape{2, 9, 14, 16, 5, 7, 3, 3, 2, 2, 1, 1}, PoolShape{1, 7, 7, 6, 4, 4, 3, 3, 2, 2, 1, 1},
-                                 PoolShape{3, 5, 8, 4, 2, 7, 3, 2, 2, 1, 0, 0}, PoolShape{1, 1, 1, 8, 1, 1, 3, 3, 2, 2, 1, 1}}) {
+  for (const PoolShape& shape :
+       {PoolShape{2, 9, 14, 16, 5, 7, 3, 3, 2, 2, 1, 1}, PoolShape{1, 7, 7, 6, 4, 4, 3, 3, 2, 2, 1, 1},
+        PoolShape{3, 5, 8, 4, 2, 7, 3, 2, 2, 1, 0, 0}, PoolShape{1, 1, 1, 8, 1, 1, 3, 3, 2, 2, 1, 1}}) {
     check_max_pool<float>(shape);
     check_max_pool<c10::Half>(shape);
     check_max_pool<c10::BFloat16>(shape);
@@ -178,11 +195,13 @@ TEST(the_largest_of_a_window_in_every_number_format) {
 TEST(merged_groups_compute_the_grouped_convolution) {
   need_gpu();
   std::mt19937 random(1);
-  const auto check_case = [&](int height, int width, int channels, int group_width, int stride, std::size_t budget) {
+  const auto check_case = [&](int height, int width, int channels, int group_width, int stride,
+                              std::size_t budget) {
     const auto shape = make_grouped_shape(2, height, width, channels, stride, budget);
     CHECK(shape.rows > 0 && shared_bytes(shape) <= budget);
     const bool relu = random() % 2;
-    random() % 2 ? check_grouped<c10::Half>(shape, group_width, relu, random) : check_grouped<c10::BFloat16>(shape, group_width, relu, random);
+    random() % 2 ? check_grouped<c10::Half>(shape, group_width, relu, random)
+                 : check_grouped<c10::BFloat16>(shape, group_width, relu, random);
   };
   for (const int group_width : {4, 8, 16})
     for (const int stride : {1, 2}) {
@@ -198,20 +217,25 @@ TEST(merged_groups_compute_the_grouped_convolution) {
 TEST(what_one_launch_cannot_take_is_an_error) {
   need_gpu();
   const auto refused = [](const GroupedShape& shape, const std::string& part) {
-    check_refused(run_grouped(Number::float16, shape, nullptr, nullptr, nullptr, false, nullptr, nullptr), part);
+    check_refused(run_grouped(Number::float16, shape, nullptr, nullptr, nullptr, false, nullptr, nullptr),
+                  part);
   };
   refused(make_grouped_shape(1, 4, 5000, 32, 1, 48 << 10), "no row");
   refused(make_grouped_shape(65536, 4, 4, 32, 1, 48 << 10), "65535 images");
   refused(make_grouped_shape(1, 1, 1, 65536 * 32, 1, 48 << 10), "invalid");
   refused(make_grouped_shape(1, 200, 100, 32, 1, 60 << 10), "invalid");
-  check_refused(run_epilogue(Number::float16, nullptr, nullptr, nullptr, std::int64_t{1} << 50, 16, false, nullptr), "one launch");
+  check_refused(
+      run_epilogue(Number::float16, nullptr, nullptr, nullptr, std::int64_t{1} << 50, 16, false, nullptr),
+      "one launch");
   check_refused(run_epilogue(Number::float32, nullptr, nullptr, nullptr, 0, 16, false, nullptr), "invalid");
 }
 
 TEST(tensor_cores_without_the_number_format_are_refused) {
   need_gpu();
   const auto shape = make_grouped_shape(1, 4, 4, 16, 1, 48 << 10);
-  const auto run = [&](Number number) { return run_grouped(number, shape, nullptr, nullptr, nullptr, false, nullptr, nullptr); };
+  const auto run = [&](Number number) {
+    return run_grouped(number, shape, nullptr, nullptr, nullptr, false, nullptr, nullptr);
+  };
   check_refused(run(Number::float32), "number format");
 #if CUDA_ON_CPU
   cuda_on_cpu::ptx_version = 75;
@@ -222,7 +246,8 @@ TEST(tensor_cores_without_the_number_format_are_refused) {
 }
 
 TEST(the_kernel_takes_what_it_can_compute) {
-  CHECK(is_grouped_case(128, 32, 1) && is_grouped_case(256, 32, 2) && is_grouped_case(512, 32, 1) && is_grouped_case(16, 4, 1));
+  CHECK(is_grouped_case(128, 32, 1) && is_grouped_case(256, 32, 2) && is_grouped_case(512, 32, 1) &&
+        is_grouped_case(16, 4, 1));
   CHECK(!is_grouped_case(1024, 32, 1));  // 32 channels a group fill tiles without merging
   CHECK(!is_grouped_case(128, 1, 1) && !is_grouped_case(24, 6, 1) && !is_grouped_case(128, 32, 3));
   CHECK_EQ(make_grouped_shape(1, 4, 5000, 32, 1, 48 << 10).rows, 0);  // not a row fits: left to cuDNN

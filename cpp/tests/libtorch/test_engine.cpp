@@ -54,15 +54,18 @@ TEST(results_can_be_used_in_autograd) {
   CHECK(!logits.is_inference());
   auto weight = at::ones({10, 1}).requires_grad_();
   logits.matmul(weight).sum().backward();
-  CHECK(at::equal(weight.grad().flatten(), logits.sum(0)) || at::allclose(weight.grad().flatten(), logits.sum(0)));
+  CHECK(at::equal(weight.grad().flatten(), logits.sum(0)) ||
+        at::allclose(weight.grad().flatten(), logits.sum(0)));
 }
 
 TEST(each_dtype_keeps_its_tolerance) {
   const auto input = batch(5);
   for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
     const auto engine = make_engine(model(), {.dtype = dtype});
-    CHECK(engine->forward(input).scalar_type() == at::kFloat && engine->embed(input).scalar_type() == at::kFloat);
-    CHECK(error_of(*engine, model(), input) <= model().metadata().golden.tolerances.at(swsl::dtype_name(dtype)));
+    CHECK(engine->forward(input).scalar_type() == at::kFloat &&
+          engine->embed(input).scalar_type() == at::kFloat);
+    CHECK(error_of(*engine, model(), input) <=
+          model().metadata().golden.tolerances.at(swsl::dtype_name(dtype)));
     CHECK_EQ(engine->info().dtype, swsl::dtype_name(dtype));
     CHECK(engine->info().golden.passed() && !engine->info().reason.empty());
   }
@@ -70,15 +73,20 @@ TEST(each_dtype_keeps_its_tolerance) {
 
 TEST(faulty_arguments_are_named) {
   const auto engine = make_engine(model());
-  CHECK_THROWS(std::invalid_argument, "batch: expected a floating-point tensor N×3×height×width, got Float 3 64 64",
+  CHECK_THROWS(std::invalid_argument,
+               "batch: expected a floating-point tensor N×3×height×width, got Float 3 64 64",
                engine->forward(batch(1)[0]));
   CHECK_THROWS(std::invalid_argument, "got Byte", engine->forward(batch(1).to(at::kByte)));
-  CHECK_THROWS(std::invalid_argument, "threads: expected 0 or more, got -1", make_engine(model(), {.threads = -1}));
-  CHECK_THROWS(std::invalid_argument, "max_batch: expected 1 or more, got 0", make_engine(model(), {.max_batch = 0}));
-  CHECK_THROWS(std::invalid_argument, "dtype: expected float32, bfloat16 or float16, got Int", make_engine(model(), {.dtype = at::kInt}));
+  CHECK_THROWS(std::invalid_argument, "threads: expected 0 or more, got -1",
+               make_engine(model(), {.threads = -1}));
+  CHECK_THROWS(std::invalid_argument, "max_batch: expected 1 or more, got 0",
+               make_engine(model(), {.max_batch = 0}));
+  CHECK_THROWS(std::invalid_argument, "dtype: expected float32, bfloat16 or float16, got Int",
+               make_engine(model(), {.dtype = at::kInt}));
   CHECK_THROWS(std::invalid_argument, "got \"int8\"", swsl::parse_dtype("int8"));
   for (const char* name : {"", "gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:1x", "cpu:0"})
-    CHECK_THROWS(std::invalid_argument, "device: expected \"cpu\", \"cuda\", \"cuda:N\" or \"auto\"", swsl::parse_device(name));
+    CHECK_THROWS(std::invalid_argument, "device: expected \"cpu\", \"cuda\", \"cuda:N\" or \"auto\"",
+                 swsl::parse_device(name));
   CHECK_THROWS(std::invalid_argument, "device: \"cuda:99\" is not here", swsl::parse_device("cuda:99"));
 }
 
@@ -145,7 +153,10 @@ TEST(a_forked_process_makes_and_uses_an_engine_of_its_own) {
       alarm(60);  // which ends a child that hangs
       const auto own = swsl::FrozenModel::load(data("tiny.pt"));
       const auto found = make_engine(own, {.dtype = dtype})->forward(input);
-      _exit(std::equal(found.data_ptr<float>(), found.data_ptr<float>() + found.numel(), expected.data_ptr<float>()) ? 0 : 1);
+      _exit(std::equal(found.data_ptr<float>(), found.data_ptr<float>() + found.numel(),
+                       expected.data_ptr<float>())
+                ? 0
+                : 1);
     }
     int status = -1;
     CHECK_EQ(waitpid(child, &status, 0), child);

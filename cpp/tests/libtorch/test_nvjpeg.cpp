@@ -12,8 +12,8 @@
 
 namespace {
 
-// What the library was asked for, and what it answers. A JPEG is one byte: 'g' is good, 'b' is bad, 'u' has an unsupported header,
-// 'm' takes more memory than there is.
+// What the library was asked for, and what it answers. A JPEG is one byte: 'g' is good, 'b' is bad, 'u' has
+// an unsupported header, 'm' takes more memory than there is.
 struct Library {
   bool engines = true, starts = true;
   int handles = 0, states = 0, headers = 0, ready_for = 0, synchronized = 0;
@@ -26,8 +26,10 @@ const unsigned char* parsed = nullptr;
 swsl::NvjpegFunctions functions() {
   library = {};
   swsl::NvjpegFunctions f{};
-  f.create = [](nvjpegBackend_t backend, nvjpegDevAllocator_t*, nvjpegPinnedAllocator_t*, unsigned int, nvjpegHandle_t* handle) {
-    if (!library.starts || (backend == NVJPEG_BACKEND_HARDWARE && !library.engines)) return NVJPEG_STATUS_ARCH_MISMATCH;
+  f.create = [](nvjpegBackend_t backend, nvjpegDevAllocator_t*, nvjpegPinnedAllocator_t*, unsigned int,
+                nvjpegHandle_t* handle) {
+    if (!library.starts || (backend == NVJPEG_BACKEND_HARDWARE && !library.engines))
+      return NVJPEG_STATUS_ARCH_MISMATCH;
     *handle = reinterpret_cast<nvjpegHandle_t>(&library);
     ++library.handles;
     return NVJPEG_STATUS_SUCCESS;
@@ -49,17 +51,19 @@ swsl::NvjpegFunctions functions() {
   f.batched_supported = [](nvjpegHandle_t, nvjpegJpegStream_t, int* obstacle) {
     return *obstacle = *parsed == 'u', NVJPEG_STATUS_SUCCESS;
   };
-  f.begin_batches = [](nvjpegHandle_t, nvjpegJpegState_t, int count, int threads, nvjpegOutputFormat_t format) {
+  f.begin_batches = [](nvjpegHandle_t, nvjpegJpegState_t, int count, int threads,
+                       nvjpegOutputFormat_t format) {
     CHECK(threads == 1 && format == NVJPEG_OUTPUT_RGBI);
     return library.ready_for = count, NVJPEG_STATUS_SUCCESS;
   };
-  f.decode_batch = [](nvjpegHandle_t, nvjpegJpegState_t, const unsigned char* const* data, const size_t*, nvjpegImage_t* images,
-                      cudaStream_t) {
+  f.decode_batch = [](nvjpegHandle_t, nvjpegJpegState_t, const unsigned char* const* data, const size_t*,
+                      nvjpegImage_t* images, cudaStream_t) {
     std::string batch;
     for (int i = 0; i < library.ready_for; ++i) batch += static_cast<char>(*data[i]);
     library.batches.push_back(batch);
     library.images.assign(images, images + batch.size());
-    if (batch.find('b') == std::string::npos && batch.find('m') == std::string::npos) return NVJPEG_STATUS_SUCCESS;
+    if (batch.find('b') == std::string::npos && batch.find('m') == std::string::npos)
+      return NVJPEG_STATUS_SUCCESS;
     library.ready_for = 0;  // what has failed must begin anew
     return batch.find('m') == std::string::npos ? NVJPEG_STATUS_BAD_JPEG : NVJPEG_STATUS_ALLOCATOR_FAILURE;
   };
@@ -70,7 +74,8 @@ swsl::NvjpegFunctions functions() {
 std::vector<std::size_t> decode(swsl::NvjpegDecoder& decoder, const std::string& jpegs) {
   std::vector<swsl::DeviceJpeg> batch;
   std::uint8_t pixels = 0;
-  for (const char& jpeg : jpegs) batch.push_back({{reinterpret_cast<const std::uint8_t*>(&jpeg), 1}, &pixels, 12});
+  for (const char& jpeg : jpegs)
+    batch.push_back({{reinterpret_cast<const std::uint8_t*>(&jpeg), 1}, &pixels, 12});
   library.batches.clear();
   return decoder.decode(batch, nullptr);
 }
@@ -108,7 +113,8 @@ TEST(a_bad_one_costs_the_good_ones_nothing) {
     CHECK_EQ(good, batch.size() - bad.size());
     CHECK(decode(decoder, "gggg").empty());
   }
-  CHECK_THROWS(std::runtime_error, "out of memory on the GPU for nvJPEG, which decodes 2 images", decode(decoder, "gm"));
+  CHECK_THROWS(std::runtime_error, "out of memory on the GPU for nvJPEG, which decodes 2 images",
+               decode(decoder, "gm"));
 }
 
 TEST(what_the_card_can_do_is_asked) {

@@ -1,5 +1,5 @@
-// Packed images through the two kernels, against the scalar path's bytes: on the CPU (see cuda_on_cpu) and, as
-// test_packed_resample_gpu, on a GPU.
+// Packed images through the two kernels, against the scalar path's bytes: on the CPU (see cuda_on_cpu) and,
+// as test_packed_resample_gpu, on a GPU.
 //
 //   SWSL_FUZZ_CASES=10000 test_packed_resample random
 #include <algorithm>
@@ -11,12 +11,12 @@
 #include <string>
 #include <vector>
 
+#include <swsl/preprocessor.h>
 #include "check.h"
 #include "device_memory.h"
+#include "libtorch/cuda/batch/packing.h"
 #include "libtorch/cuda/batch/passes.h"
 #include "resample/normalization.h"
-#include "libtorch/cuda/batch/packing.h"
-#include <swsl/preprocessor.h>
 
 using swsl::ElementType;
 using swsl::Interpolation;
@@ -36,7 +36,8 @@ struct Work {
 swsl::Image noise(int height, int width, std::mt19937& random) {
   swsl::Image image{height, width, std::vector<std::uint8_t>(std::size_t{3} * height * width)};
   const bool extremes = random() % 4 == 0;  // sums at their largest, bicubic overshoots
-  for (auto& byte : image.pixels) byte = static_cast<std::uint8_t>(extremes ? (random() & 1 ? 255 : 0) : random() >> 24);
+  for (auto& byte : image.pixels)
+    byte = static_cast<std::uint8_t>(extremes ? (random() & 1 ? 255 : 0) : random() >> 24);
   return image;
 }
 
@@ -72,10 +73,16 @@ std::vector<std::uint8_t> expected(const Work& work) {
   return output;
 }
 
-PackedBatch describe(const Work& work, const PackedImage* images, const Normalization* normalization, void* output) {
-  return {images,        static_cast<int>(work.images.size()), work.spec.height,
-          work.spec.width, normalization,                         output,
-          static_cast<Element>(work.type), work.layout == Layout::channels_last};
+PackedBatch describe(const Work& work, const PackedImage* images, const Normalization* normalization,
+                     void* output) {
+  return {images,
+          static_cast<int>(work.images.size()),
+          work.spec.height,
+          work.spec.width,
+          normalization,
+          output,
+          static_cast<Element>(work.type),
+          work.layout == Layout::channels_last};
 }
 
 std::vector<std::uint8_t> run(const Work& work, std::vector<PackedImage>& images, std::size_t between) {
@@ -83,7 +90,8 @@ std::vector<std::uint8_t> run(const Work& work, std::vector<PackedImage>& images
   const std::int64_t blocks = arrange(images, middle.data());
   DeviceMemory descriptors(images);
   DeviceMemory normalization(std::vector{make_normalization(work.spec)});
-  if (const char* error = run_passes(describe(work, descriptors.data(), normalization.data(), output.data()), blocks, nullptr))
+  if (const char* error = run_passes(describe(work, descriptors.data(), normalization.data(), output.data()),
+                                     blocks, nullptr))
     check::fail(__FILE__, __LINE__, error);
   return output.values();
 }
@@ -108,7 +116,8 @@ void check_work(const Work& work, const std::string& what) {
   if (kernels(work) != expected(work)) check::fail(__FILE__, __LINE__, "differs: ", what);
 }
 
-const swsl::PreprocessSpec imagenet{224, 224, 0.875, Interpolation::bilinear, {0.485, 0.456, 0.406}, {0.229, 0.224, 0.225}};
+const swsl::PreprocessSpec imagenet{
+    224, 224, 0.875, Interpolation::bilinear, {0.485, 0.456, 0.406}, {0.229, 0.224, 0.225}};
 
 }  // namespace
 
@@ -123,7 +132,8 @@ TEST(any_ratio_and_both_orders_of_the_passes) {
   need_gpu();
   std::mt19937 random(7);
   Work work{imagenet, ElementType::float16, Layout::channels_last, {}};
-  for (const auto& [height, width] : {std::pair{12000, 300}, {300, 12000}, {1, 1}, {2000, 700}, {1213, 1546}, {224, 224}, {9, 4000}})
+  for (const auto& [height, width] :
+       {std::pair{12000, 300}, {300, 12000}, {1, 1}, {2000, 700}, {1213, 1546}, {224, 224}, {9, 4000}})
     work.images.push_back(noise(height, width, random));
   check_work(work, "fixed sizes");
   CHECK(geometry(imagenet, 2000, 700).vertical_first);
@@ -164,7 +174,8 @@ TEST(images_decoded_on_the_gpu_give_the_same) {
     for (const auto& image : work.images) {
       const std::size_t row = std::size_t{3} * image.width, stride = (row + 3) / 4 * 4 + 4 * (seed % 3);
       auto& pixels = decoded.emplace_back(stride * image.height + 16);
-      for (int y = 0; y < image.height; ++y) std::memcpy(pixels.data() + y * stride, image.pixels.data() + y * row, row);
+      for (int y = 0; y < image.height; ++y)
+        std::memcpy(pixels.data() + y * stride, image.pixels.data() + y * row, row);
       const PackedPlan plan = packing.plan_decoded(image.height, image.width, stride);
       packing.write_tables(plan, tables.emplace_back(plan.bytes).data());
       images.push_back(plan.describe(tables.back().data(), pixels.data()));

@@ -32,7 +32,8 @@ TEST(a_size_that_does_not_fit_is_tried_once) {
   in_parts<OutOfMemory>(6, most, compute, [&] { ++given_back; });
   CHECK(tried == (std::vector<int>{4, 2}));
   std::atomic<int> few = 3;
-  CHECK_THROWS(OutOfMemory, "", in_parts<OutOfMemory>(3, few, [](std::int64_t, int) { throw OutOfMemory("full"); }, [] {}));
+  CHECK_THROWS(OutOfMemory, "",
+               in_parts<OutOfMemory>(3, few, [](std::int64_t, int) { throw OutOfMemory("full"); }, [] {}));
 }
 
 TEST(buckets_pad_by_a_third_at_most) {

@@ -40,8 +40,10 @@ TEST(every_kind_of_wrong_file_is_named_with_what_it_is) {
   CHECK_THROWS(ModelError, "truncated.pt: damaged or incomplete archive", load("truncated.pt"));
   CHECK_THROWS(ModelError, "weights have to be exported first", load("weights.pth"));
   CHECK_THROWS(ModelError, "a TorchScript module without swsl.json", load("no_json.pt"));
-  CHECK_THROWS(ModelError, "bad_json.pt: swsl.json inside it: JSON: expected a key in quotes at offset 13", load("bad_json.pt"));
-  CHECK_THROWS(ModelError, "format 9, this version of swsl knows format 2 only; update swsl", load("format_9.pt"));
+  CHECK_THROWS(ModelError, "bad_json.pt: swsl.json inside it: JSON: expected a key in quotes at offset 13",
+               load("bad_json.pt"));
+  CHECK_THROWS(ModelError, "format 9, this version of swsl knows format 2 only; update swsl",
+               load("format_9.pt"));
   CHECK_THROWS(ModelError, "labels: expected 10 (architecture.num_classes), found 1", load("few_labels.pt"));
   CHECK_THROWS(ModelError, "unfrozen.pt: ", load("unfrozen.pt"));
 }
@@ -49,7 +51,9 @@ TEST(every_kind_of_wrong_file_is_named_with_what_it_is) {
 TEST(golden_input_is_the_formula) {
   const auto tensor = swsl::golden_input({1, 3, 2, 2}).flatten();
   for (std::int64_t i = 0; i < 12; ++i)
-    CHECK_EQ(tensor[i].item<float>(), (static_cast<float>((static_cast<std::uint64_t>(i) * 2654435761u & 0xffffffffu) >> 24) - 128) / 64);
+    CHECK_EQ(
+        tensor[i].item<float>(),
+        (static_cast<float>((static_cast<std::uint64_t>(i) * 2654435761u & 0xffffffffu) >> 24) - 128) / 64);
 }
 
 TEST(golden_check_tells_right_from_wrong) {
@@ -67,15 +71,25 @@ TEST(golden_check_tells_right_from_wrong) {
     CHECK(model.check_golden(wrong, at::kBFloat16).passed());
   }
   const auto text = model.check_golden(with(1, 1.001), at::kFloat).text();
-  CHECK(text.starts_with("features off by 0.001 and logits by ") && text.ends_with(", expected at most 1e-05"));
+  CHECK(text.starts_with("features off by 0.001 and logits by ") &&
+        text.ends_with(", expected at most 1e-05"));
   const auto features = at::ones({1, 2048});
-  CHECK(!model.check_golden([&](const at::Tensor&) { return Outputs{at::zeros({1, 3}), features}; }, at::kFloat).passed());
-  CHECK(!model.check_golden([&](const at::Tensor&) { return Outputs{at::full({1, 10}, NAN), features}; }, at::kBFloat16).passed());
+  CHECK(
+      !model.check_golden([&](const at::Tensor&) { return Outputs{at::zeros({1, 3}), features}; }, at::kFloat)
+           .passed());
+  CHECK(!model
+             .check_golden([&](const at::Tensor&) { return Outputs{at::full({1, 10}, NAN), features}; },
+                           at::kBFloat16)
+             .passed());
 }
 
 TEST(an_error_is_of_the_sums_that_made_the_answer) {
-  const auto error = [](const at::Tensor& actual, const at::Tensor& expected) { return swsl::relative_error(actual, expected); };
-  CHECK_EQ(error(at::tensor({3.0, -3.0, 6.0, 8.0}).view({2, 2}), at::tensor({3.0, -4.0, 6.0, 8.0}).view({2, 2})), 0.2);
+  const auto error = [](const at::Tensor& actual, const at::Tensor& expected) {
+    return swsl::relative_error(actual, expected);
+  };
+  CHECK_EQ(
+      error(at::tensor({3.0, -3.0, 6.0, 8.0}).view({2, 2}), at::tensor({3.0, -4.0, 6.0, 8.0}).view({2, 2})),
+      0.2);
   CHECK_EQ(error(at::zeros({2, 2}), at::zeros({2, 2})), 0);
   CHECK(std::isinf(error(at::ones({1, 2}), at::zeros({1, 2}))));
   CHECK(std::isinf(error(at::tensor({1.0}), at::tensor({1.0, 2.0}))));

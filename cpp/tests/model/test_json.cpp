@@ -43,8 +43,12 @@ TEST(errors_give_the_offset_and_what_was_there) {
   CHECK_THROWS(JsonError, "expected the end of the text at offset 2, found ']'", Json::parse("1 ]"));
   CHECK_THROWS(JsonError, "comes twice, again at offset 9", Json::parse(R"({"a": 1, "a": 2})"));
   CHECK_THROWS(JsonError, "found byte 0x0a", Json::parse("\"a\nb\""));
-  for (const char* text : {"[1,]", "{\"a\":1,}", "01", "1.", "1e", "-", "+1", ".5", "tru", "nul", "'a'", "\"a", "\"\\x\"", "\"\\u12g4\"",
-                           "\"\\ud800\"", "\"\\ud800\\u0041\"", "\"\\udc00\"", "[", "{", "{\"a\"", "{\"a\":", "NaN", "Infinity", "\""})
+  for (const char* text : {"[1,]",        "{\"a\":1,}",  "01",          "1.",
+                           "1e",          "-",           "+1",          ".5",
+                           "tru",         "nul",         "'a'",         "\"a",
+                           "\"\\x\"",     "\"\\u12g4\"", "\"\\ud800\"", "\"\\ud800\\u0041\"",
+                           "\"\\udc00\"", "[",           "{",           "{\"a\"",
+                           "{\"a\":",     "NaN",         "Infinity",    "\""})
     CHECK_THROWS(JsonError, "", Json::parse(text));
 }
 
@@ -56,7 +60,8 @@ TEST(nesting_is_limited) {
 
 TEST(wrong_types_are_named_by_path) {
   const Json root = Json::parse(R"({"golden": {"shape": [1, 3, "x"]}})");
-  CHECK_THROWS(JsonError, "\"golden.shape[2]\": expected an integer, found a string", root.at("golden").at("shape").items()[2].integer());
+  CHECK_THROWS(JsonError, "\"golden.shape[2]\": expected an integer, found a string",
+               root.at("golden").at("shape").items()[2].integer());
   CHECK_THROWS(JsonError, "\"golden.logits\" is missing", root.at("golden").at("logits"));
   CHECK_THROWS(JsonError, "\"golden\": expected an array, found an object", root.at("golden").items());
 }
@@ -64,7 +69,8 @@ TEST(wrong_types_are_named_by_path) {
 // Whatever is cut off or changed in a document, the reader answers or throws JsonError; the sanitizers watch.
 TEST(damaged_documents_are_errors_and_no_more) {
   const std::string whole = R"({"a": [1.5e3, "x\u00e9\n"], "b": {"c": null, "d": [true, false]}})";
-  for (std::size_t cut = 0; cut < whole.size(); ++cut) CHECK_THROWS(JsonError, "offset", Json::parse(whole.substr(0, cut)));
+  for (std::size_t cut = 0; cut < whole.size(); ++cut)
+    CHECK_THROWS(JsonError, "offset", Json::parse(whole.substr(0, cut)));
   for (std::size_t at = 0; at < whole.size(); ++at)
     for (int byte = 0; byte < 256; ++byte) {
       std::string changed = whole;

@@ -12,10 +12,10 @@
 #include <thread>
 #include <vector>
 
+#include <swsl/preprocessor.h>
 #include "check.h"
 #include "resample/axis.h"
 #include "resample/prepared.h"
-#include <swsl/preprocessor.h>
 
 using swsl::ElementType;
 using swsl::Interpolation;

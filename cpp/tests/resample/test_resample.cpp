@@ -17,11 +17,11 @@
 #include <utility>
 #include <vector>
 
-#include "check.h"
-#include "resample/kernels/arithmetic.h"
-#include "resample/axis.h"
-#include "resample/kernels/tables.h"
 #include <swsl/preprocessor.h>
+#include "check.h"
+#include "resample/axis.h"
+#include "resample/kernels/arithmetic.h"
+#include "resample/kernels/tables.h"
 
 using swsl::ElementType;
 using swsl::Interpolation;

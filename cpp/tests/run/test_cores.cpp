@@ -99,7 +99,8 @@ TEST(whoever_came_first_gets_cores_first) {
         const auto core = forwards ? budget.for_forward(1) : budget.for_image();
         order.push_back(i);
       });
-      while ((forwards ? budget.forwards_waiting() : budget.images_waiting()) != i + 1) std::this_thread::yield();
+      while ((forwards ? budget.forwards_waiting() : budget.images_waiting()) != i + 1)
+        std::this_thread::yield();
     }
     first.reset();
     for (auto& thread : threads) thread.join();
@@ -146,7 +147,8 @@ TEST(affinity_counts) {
 
 TEST(what_a_scheduler_allots_counts) {
   for (const char* text : {"3", " 3 ", "3,2", "3, 2,1"}) CHECK_EQ(swsl::omp_num_threads(text).value_or(0), 3);
-  for (const char* text : {"", "0", "-1", "three", "3;2", "3x", "3,0", "3,,2", "99999999999"}) CHECK(!swsl::omp_num_threads(text));
+  for (const char* text : {"", "0", "-1", "three", "3;2", "3x", "3,0", "3,,2", "99999999999"})
+    CHECK(!swsl::omp_num_threads(text));
   CHECK(!swsl::omp_num_threads(nullptr));
   const char* before = std::getenv("OMP_NUM_THREADS");
   const std::string kept = before != nullptr ? before : "";

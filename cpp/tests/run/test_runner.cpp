@@ -43,7 +43,8 @@ TEST(a_photograph_gives_what_eager_python_gives) {
   const auto images = photos(1);
   CHECK(at::equal(runner().preprocess(images).rows, floats("input.f32", {1, 3, 64, 64})));
   CHECK(error(runner().logits(images).rows, runner().embed(images).rows) <= 1e-5);
-  CHECK(error(runner().forward(floats("input.f32", {1, 3, 64, 64})), floats("features.f32", {1, 2048})) <= 1e-5);
+  CHECK(error(runner().forward(floats("input.f32", {1, 3, 64, 64})), floats("features.f32", {1, 2048})) <=
+        1e-5);
 }
 
 TEST(predictions_are_the_softmax_in_order) {
@@ -73,15 +74,16 @@ TEST(another_decoder_is_asked_for_what_is_not_decoded_here) {
     return swsl::read_image(data("photo.jpg"));
   };
   const Runner other(data("tiny.pt"), options);
-  const std::vector<ImageSource> images = {swsl::EncodedImage{"GIF89", 5}, swsl::EncodedImage{"GIF89a", 6}, swsl::EncodedImage{"GIF89a;", 7},
-                                           data("photo.jpg")};
+  const std::vector<ImageSource> images = {swsl::EncodedImage{"GIF89", 5}, swsl::EncodedImage{"GIF89a", 6},
+                                           swsl::EncodedImage{"GIF89a;", 7}, data("photo.jpg")};
   const auto result = other.preprocess(images);
   CHECK_EQ(asked, 3);
   CHECK(at::equal(result.rows[0], result.rows[3]));
   CHECK_EQ(result.errors[0], "");
   CHECK_EQ(result.errors[1], "image bytes: is a GIF image; swsl decodes JPEG and PNG");
   CHECK_EQ(result.errors[2], "image bytes: not today");
-  CHECK_THROWS(std::invalid_argument, "max_pixels: expected 1 or more, got -1", Runner(data("tiny.pt"), {.max_pixels = -1}));
+  CHECK_THROWS(std::invalid_argument, "max_pixels: expected 1 or more, got -1",
+               Runner(data("tiny.pt"), {.max_pixels = -1}));
 }
 
 TEST(equal_logits_are_ordered_by_class) {
@@ -92,7 +94,8 @@ TEST(equal_logits_are_ordered_by_class) {
 TEST(files_bytes_and_pixels_are_the_same_image) {
   const std::string bytes = contents(data("photo.jpg"));
   const auto image = swsl::read_image(data("photo.jpg"));
-  const std::vector<ImageSource> sources = {data("photo.jpg"), swsl::EncodedImage{bytes.data(), bytes.size()}, image.view()};
+  const std::vector<ImageSource> sources = {data("photo.jpg"), swsl::EncodedImage{bytes.data(), bytes.size()},
+                                            image.view()};
   const auto rows = runner().preprocess(sources).rows;
   CHECK(at::equal(rows[0], rows[1]) && at::equal(rows[0], rows[2]));
 }
@@ -112,7 +115,8 @@ TEST(one_bad_image_is_one_error) {
     CHECK_EQ(batch.errors[i], results[i].error);
     CHECK_EQ(batch.rows[static_cast<std::int64_t>(i)].isnan().all().item<bool>(), bad);
   }
-  CHECK(results[3].error.find("nothing.jpg: ") == 0 || results[3].error.find("/nothing.jpg: ") != std::string::npos);
+  CHECK(results[3].error.find("nothing.jpg: ") == 0 ||
+        results[3].error.find("/nothing.jpg: ") != std::string::npos);
   CHECK(results[17].error.find("cut.jpg: truncated") == 0);
   CHECK(swsl::relative_error(batch.rows[19], batch.rows[0]) <= 1e-5);
   CHECK_THROWS(swsl::ImageError, "nothing.jpg", runner().classify_file(data("nothing.jpg")));
@@ -133,8 +137,10 @@ TEST(options_are_obeyed_or_refused) {
   CHECK_EQ(small.batch_size(), 3);
   const auto logits = small.logits(photos(7)).rows, features = small.embed(photos(7)).rows;
   for (int i = 0; i < 7; ++i) CHECK(error(logits.narrow(0, i, 1), features.narrow(0, i, 1)) <= 1e-2);
-  CHECK_THROWS(std::invalid_argument, "threads: expected 0 or more, got -2", Runner(data("tiny.pt"), {.threads = -2}));
-  CHECK_THROWS(std::invalid_argument, "batch_size: expected 0 or more, got -1", Runner(data("tiny.pt"), {.batch_size = -1}));
+  CHECK_THROWS(std::invalid_argument, "threads: expected 0 or more, got -2",
+               Runner(data("tiny.pt"), {.threads = -2}));
+  CHECK_THROWS(std::invalid_argument, "batch_size: expected 0 or more, got -1",
+               Runner(data("tiny.pt"), {.batch_size = -1}));
   CHECK_THROWS(std::invalid_argument, "got \"int8\"", Runner(data("tiny.pt"), {.dtype = "int8"}));
   CHECK_THROWS(std::invalid_argument, "got \"tpu\"", Runner(data("tiny.pt"), {.device = "tpu"}));
   CHECK_THROWS(swsl::ModelError, "nothing.pt: no such file", Runner(data("nothing.pt")));

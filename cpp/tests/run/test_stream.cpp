@@ -34,7 +34,8 @@ swsl::TensorBatch::Write number_writer(int bad) {
   return [bad](const ImageSource& image, float* output, const std::function<void()>&) -> std::string {
     const int number = std::stoi(std::get<std::string>(image));
     if (number % bad == 0) return "bad " + std::to_string(number);
-    if (number % 7 == 3) std::this_thread::sleep_for(std::chrono::microseconds(200));  // so that they finish out of order
+    if (number % 7 == 3)
+      std::this_thread::sleep_for(std::chrono::microseconds(200));  // so that they finish out of order
     output[0] = output[1] = static_cast<float>(number);
     return "";
   };
@@ -46,9 +47,12 @@ PipelineOptions numbers(int batch_size, int workers, int bad = 1 << 30, int at_o
   options.workers = workers;
   options.at_once = at_once;
   options.make_buffer = [=] {
-    return std::make_unique<swsl::TensorBatch>(std::vector<std::int64_t>{2}, batch_size, /*pinned=*/false, number_writer(bad));
+    return std::make_unique<swsl::TensorBatch>(std::vector<std::int64_t>{2}, batch_size, /*pinned=*/false,
+                                               number_writer(bad));
   };
-  options.prepare = [](BatchBuffer& buffer, const ImageSource& image, std::size_t place) { return buffer.prepare(image, place, {}); };
+  options.prepare = [](BatchBuffer& buffer, const ImageSource& image, std::size_t place) {
+    return buffer.prepare(image, place, {});
+  };
   options.compute = [](const at::Tensor& batch) { return batch.mul(2); };
   return options;
 }
@@ -163,7 +167,9 @@ TEST(several_batches_are_computed_at_a_time) {
 
 TEST(a_failed_worker_throws) {
   auto options = numbers(2, 2);
-  options.prepare = [](BatchBuffer&, const ImageSource&, std::size_t) -> std::string { throw std::bad_alloc(); };
+  options.prepare = [](BatchBuffer&, const ImageSource&, std::size_t) -> std::string {
+    throw std::bad_alloc();
+  };
   Pipeline pipeline(options);
   pipeline.push("1");
   CHECK_THROWS(std::bad_alloc, "bad_alloc", pipeline.pop());
@@ -174,7 +180,8 @@ TEST(destruction_stops_at_any_moment) {
     std::atomic<int> running = 0;
     {
       auto options = numbers(3, 3, 1 << 30, 1 + round % 2);
-      options.prepare = [&, inner = options.prepare](BatchBuffer& buffer, const ImageSource& image, std::size_t place) {
+      options.prepare = [&, inner = options.prepare](BatchBuffer& buffer, const ImageSource& image,
+                                                     std::size_t place) {
         ++running;
         auto error = inner(buffer, image, place);
         --running;
@@ -274,14 +281,17 @@ TEST(a_forked_process_can_destroy_a_stream_and_its_runner_and_nothing_else) {
 }
 
 TEST(options_are_checked) {
-  CHECK_THROWS(std::invalid_argument, "batch_size: expected 0 or more, got -1", Stream(runner(), {.batch_size = -1}));
-  CHECK_THROWS(std::invalid_argument, "workers: expected 0 or more, got -1", Stream(runner(), {.workers = -1}));
+  CHECK_THROWS(std::invalid_argument, "batch_size: expected 0 or more, got -1",
+               Stream(runner(), {.batch_size = -1}));
+  CHECK_THROWS(std::invalid_argument, "workers: expected 0 or more, got -1",
+               Stream(runner(), {.workers = -1}));
   CHECK_THROWS(std::invalid_argument, "top_k: expected 1 or more, got 0", Stream(runner(), {.top_k = 0}));
   CHECK_THROWS(std::invalid_argument, "max_wait: expected 0 or more, got -7 µs",
                Stream(runner(), {.max_wait = std::chrono::microseconds(-7)}));
 }
 
-// In the following tests nothing is pushed before the result before it is there: without max_wait they would wait for ever.
+// In the following tests nothing is pushed before the result before it is there: without max_wait they would
+// wait for ever.
 
 TEST(a_live_source_gets_its_results_without_a_full_batch) {
   for (const int at_once : {1, 2, 3}) {
@@ -309,7 +319,8 @@ TEST(small_batches_fill_no_more_buffers_than_there_are) {
   };
   Pipeline pipeline(options);
   pipeline.push("1");
-  started.wait();  // a batch of one, and then as many images as may be under way: four batches for three buffers
+  started
+      .wait();  // a batch of one, and then as many images as may be under way: four batches for three buffers
   for (int i = 2; i <= 12; ++i) pipeline.push(std::to_string(i));
   go_on.count_down();
   for (int i = 1; i <= 12; ++i) check_number(pipeline.pop().value(), i, 1 << 30);

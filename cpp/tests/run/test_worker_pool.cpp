@@ -28,9 +28,9 @@ TEST(an_exception_reaches_the_caller_after_the_rest_is_done) {
   WorkerPool pool(3);
   std::atomic<int> done = 0;
   CHECK_THROWS(std::runtime_error, "seven", (pool.for_each(20, [&](std::size_t i) {
-    if (i == 7) throw std::runtime_error("seven");
-    ++done;
-  })));
+                 if (i == 7) throw std::runtime_error("seven");
+                 ++done;
+               })));
   CHECK_EQ(done.load(), 19);
   pool.for_each(1, [&](std::size_t) { ++done; });
   CHECK_EQ(done.load(), 20);

@@ -1,17 +1,18 @@
-// The kernels, written once for every instruction set. A file per instruction set defines `I`, the operations on
-// vectors of 16, and includes this. Everything is in an anonymous namespace, so that no linker can take one
-// file's code for another's.
+// The kernels, written once for every instruction set. A file per instruction set defines `I`, the operations
+// on vectors of 16, and includes this. Everything is in an anonymous namespace, so that no linker can take
+// one file's code for another's.
 //
-// Tile kernel: the sums of a tile (rows × columns pixels by 1 or 2 vectors of 16 channels) stay in registers for the
-// whole sum over input channels and taps. A step loads 1 or 2 vectors of weights, broadcasts one step of
-// every pixel and multiplies: with AVX-512, 14 pixels × 2 vectors are 28 sums, 2 weights and 1 broadcast of the 32
-// registers, and 28 multiply-adds for 16 loads. Weights are read once, in order, so the hardware prefetcher follows
-// them; pixels of a block are neighbouring lines that stay in L1. The epilogue (residual, ReLU) works on the
-// registers and writes whole lines. Tiles of two rows serve narrow images (7×7: 14 pixels as 2×7).
+// Tile kernel: the sums of a tile (rows × columns pixels by 1 or 2 vectors of 16 channels) stay in registers
+// for the whole sum over input channels and taps. A step loads 1 or 2 vectors of weights, broadcasts one step
+// of every pixel and multiplies: with AVX-512, 14 pixels × 2 vectors are 28 sums, 2 weights and 1 broadcast
+// of the 32 registers, and 28 multiply-adds for 16 loads. Weights are read once, in order, so the hardware
+// prefetcher follows them; pixels of a block are neighbouring lines that stay in L1. The epilogue (residual,
+// ReLU) works on the registers and writes whole lines. Tiles of two rows serve narrow images (7×7: 14 pixels
+// as 2×7).
 //
-// Grouped row kernel: a vector of 16 output channels covers 16/g groups of g channels. For each of the g input
-// channels of a group, one permutation spreads that channel of every group over the group's lanes; the result
-// serves the three taps of a kernel row. So no multiply is wasted, whatever g.
+// Grouped row kernel: a vector of 16 output channels covers 16/g groups of g channels. For each of the g
+// input channels of a group, one permutation spreads that channel of every group over the group's lanes; the
+// result serves the three taps of a kernel row. So no multiply is wasted, whatever g.
 #pragma once
 
 #include "engine/kernels/kernels.h"
@@ -21,8 +22,8 @@ namespace {
 
 // `input` and `second`: the current step of the first pixel in the tile's two rows.
 template <class I, int rows, int columns, int vectors, int pixel_bytes>
-[[gnu::always_inline]] inline void multiply_step(typename I::Sum (&sums)[rows * columns][vectors], const char* input,
-                                                 const char* second, const char* weights) {
+[[gnu::always_inline]] inline void multiply_step(typename I::Sum (&sums)[rows * columns][vectors],
+                                                 const char* input, const char* second, const char* weights) {
   typename I::Weights w[vectors];
 #pragma GCC unroll 4
   for (int v = 0; v < vectors; ++v) w[v] = I::load_weights(weights + v * line_bytes);
@@ -66,7 +67,8 @@ void compute_tile(const TileArgs& args) {
     }
     int k = 0;
     for (; k + 4 <= args.steps; k += 4) {
-      // Where pixels overlap (the stem), GCC would keep loads of one round for the next, and spill the sums for it.
+      // Where pixels overlap (the stem), GCC would keep loads of one round for the next, and spill the sums
+      // for it.
       asm("" : "+r"(input), "+r"(second));
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j)
@@ -87,7 +89,8 @@ void compute_tile(const TileArgs& args) {
   for (int p = 0; p < rows * columns; ++p) {
     const int at = (p / columns) * args.line_row_step + p % columns;
     if (args.residual != nullptr)
-      I::template add<vectors>(sums[p], args.residual + args.residual_lines[at] * line_bytes, args.residual_block_step);
+      I::template add<vectors>(sums[p], args.residual + args.residual_lines[at] * line_bytes,
+                               args.residual_block_step);
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) sums[p][v] = I::maximum(floor, sums[p][v]);
     char* output = args.output + args.output_lines[at] * line_bytes;
@@ -201,7 +204,8 @@ struct Tables {
     using All = typename CountTo<I::max_pixels / rows>::Type;
     if (pixel_bytes == line_bytes) return pick_tile<rows, vectors, line_bytes>(columns, All{});
     if (pixel_bytes == 2 * line_bytes) return pick_tile<rows, vectors, 2 * line_bytes>(columns, All{});
-    if (pixel_bytes == I::stem_pixel_bytes) return pick_tile<rows, vectors, I::stem_pixel_bytes>(columns, All{});
+    if (pixel_bytes == I::stem_pixel_bytes)
+      return pick_tile<rows, vectors, I::stem_pixel_bytes>(columns, All{});
     return columns == 1 ? pick_tile<rows, vectors, line_bytes>(1, All{}) : nullptr;
   }
   static TileKernel tile(int rows, int columns, int vectors, int pixel_bytes) {
@@ -225,7 +229,14 @@ struct Tables {
     return nullptr;
   }
   static KernelSet set(Isa isa, bool bfloat16) {
-    return {isa, bfloat16, I::max_pixels, I::max_vectors, tile, grouped_row, pool_window<I, true>, pool_window<I, false>,
+    return {isa,
+            bfloat16,
+            I::max_pixels,
+            I::max_vectors,
+            tile,
+            grouped_row,
+            pool_window<I, true>,
+            pool_window<I, false>,
             run_peak_loop<I>};
   }
 };

@@ -1,5 +1,5 @@
-// float32 kernels for AVX2 with FMA: a vector of 16 sums is two registers, a tile 6 pixels × 1 vector (12 sums, 2
-// weights and 1 broadcast of the 16 registers).
+// float32 kernels for AVX2 with FMA: a vector of 16 sums is two registers, a tile 6 pixels × 1 vector (12
+// sums, 2 weights and 1 broadcast of the 16 registers).
 #include <immintrin.h>
 
 #include "engine/kernels/kernel_templates.h"
@@ -33,7 +33,8 @@ struct Avx2 {
     return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
             _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 8))};
   }
-  // Groups of at most 8 channels never cross the halves of a line, and the permutation only sees the low three bits.
+  // Groups of at most 8 channels never cross the halves of a line, and the permutation only sees the low
+  // three bits.
   static Weights permute(const char* p, const Permutation& order) {
     const auto line = load_weights(p);
     return {_mm256_permutevar8x32_ps(line.low, order.low), _mm256_permutevar8x32_ps(line.high, order.high)};
@@ -46,8 +47,12 @@ struct Avx2 {
   static Sum maximum(const Sum& a, const Sum& b) {  // a NaN in b stays
     return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)};
   }
-  static Sum plus(const Sum& a, const Sum& b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
-  static Sum times(const Sum& a, const Sum& b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
+  static Sum plus(const Sum& a, const Sum& b) {
+    return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};
+  }
+  static Sum times(const Sum& a, const Sum& b) {
+    return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)};
+  }
   static Sum load_line(const char* line, int) { return load_weights(line); }
 
   template <int vectors>

@@ -1,5 +1,5 @@
 // float32 kernels for AVX-512.
-#pragma GCC diagnostic ignored "-Wuninitialized"        // false alarms inside GCC 12's own intrinsics header
+#pragma GCC diagnostic ignored "-Wuninitialized"  // false alarms inside GCC 12's own intrinsics header
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 
@@ -20,7 +20,9 @@ struct Avx512 {
   static Weights broadcast(const char* p) { return _mm512_set1_ps(*reinterpret_cast<const float*>(p)); }
   static Sum multiply_add(Sum sum, Weights x, Weights w) { return _mm512_fmadd_ps(x, w, sum); }
   static Permutation load_permutation(const std::int32_t* p) { return _mm512_loadu_si512(p); }
-  static Weights permute(const char* p, Permutation order) { return _mm512_permutexvar_ps(order, _mm512_loadu_ps(p)); }
+  static Weights permute(const char* p, Permutation order) {
+    return _mm512_permutexvar_ps(order, _mm512_loadu_ps(p));
+  }
   static void prefetch_l1(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
   static void prefetch_l2(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
   static void prefetch_write(const char* p) { __builtin_prefetch(p, 1); }
@@ -34,7 +36,8 @@ struct Avx512 {
   template <int vectors>
   static void add(Sum (&sums)[vectors], const char* residual, std::ptrdiff_t block_step) {
 #pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) sums[v] = _mm512_add_ps(sums[v], _mm512_loadu_ps(residual + v * block_step));
+    for (int v = 0; v < vectors; ++v)
+      sums[v] = _mm512_add_ps(sums[v], _mm512_loadu_ps(residual + v * block_step));
   }
   template <int vectors>
   static void store(const Sum (&sums)[vectors], char* output, std::ptrdiff_t block_step) {

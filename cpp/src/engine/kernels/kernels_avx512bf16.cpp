@@ -1,6 +1,6 @@
-// bfloat16 kernels for AVX512-BF16: pairs of products summed in float32. A line has 32 channels, two vectors of 16
-// sums; a tile of two vectors writes whole lines, a tile of one vector half of each.
-#pragma GCC diagnostic ignored "-Wuninitialized"        // false alarms inside GCC 12's own intrinsics header
+// bfloat16 kernels for AVX512-BF16: pairs of products summed in float32. A line has 32 channels, two vectors
+// of 16 sums; a tile of two vectors writes whole lines, a tile of one vector half of each.
+#pragma GCC diagnostic ignored "-Wuninitialized"  // false alarms inside GCC 12's own intrinsics header
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 
@@ -55,7 +55,8 @@ struct Avx512Bf16 {
     if constexpr (vectors == 2)
       _mm512_storeu_si512(output, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(sums[1], sums[0])));
     else
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(output), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(sums[0])));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(output),
+                          reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(sums[0])));
   }
   template <int vectors>
   static void store_floats(const Sum (&sums)[vectors], char* output, std::ptrdiff_t block_step) {

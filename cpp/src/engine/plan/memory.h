@@ -1,5 +1,5 @@
-// Page-aligned memory in huge pages where the system has them: the weights and activations of a network span far
-// more 4 KiB pages than the processor's translation caches hold.
+// Page-aligned memory in huge pages where the system has them: the weights and activations of a network span
+// far more 4 KiB pages than the processor's translation caches hold.
 #pragma once
 
 #include <cstddef>

@@ -35,14 +35,16 @@ FusedNetwork fuse(const Network& network) {
   std::vector<int> maker(network.values, -1);
   std::vector<bool> flat(network.values, false);
 
-  // The last layer that makes one of `values`, if its epilogue still has room and nobody else wants its raw output.
+  // The last layer that makes one of `values`, if its epilogue still has room and nobody else wants its raw
+  // output.
   const auto open_maker = [&](const std::vector<int>& values, bool adding) {
     int found = -1;
     for (int value : values) {
       const int index = maker[alias[value]];
       if (index < 0 || uses[value] != 1) continue;
       const Layer& layer = fused.layers[index];
-      if (layer.operation != Operation::convolution || layer.relu || (adding && layer.residual >= 0)) continue;
+      if (layer.operation != Operation::convolution || layer.relu || (adding && layer.residual >= 0))
+        continue;
       found = std::max(found, index);
     }
     return found;
@@ -60,7 +62,8 @@ FusedNetwork fuse(const Network& network) {
         const int input = alias[node.inputs.at(0)];
         const bool is_linear = node.operation == Operation::linear;
         if (is_linear != flat[node.inputs[0]])
-          throw UnsupportedNetwork(node.name + (is_linear ? " on a value that was not flattened" : " on a flattened value"));
+          throw UnsupportedNetwork(
+              node.name + (is_linear ? " on a value that was not flattened" : " on a flattened value"));
         fused.layers.push_back(layer_of(node));
         fused.layers.back().input = input;
         maker[node.output] = static_cast<int>(fused.layers.size()) - 1;
@@ -76,7 +79,8 @@ FusedNetwork fuse(const Network& network) {
         break;
       case Operation::relu: {
         const int index = open_maker(node.inputs, false);
-        if (index < 0) throw UnsupportedNetwork(node.name + " that does not follow a convolution or an addition");
+        if (index < 0)
+          throw UnsupportedNetwork(node.name + " that does not follow a convolution or an addition");
         fused.layers[index].relu = true;
         alias[node.output] = alias[node.inputs[0]];
         flat[node.output] = flat[node.inputs[0]];
@@ -85,7 +89,8 @@ FusedNetwork fuse(const Network& network) {
       case Operation::add: {
         const int index = open_maker(node.inputs, true);
         if (index < 0 || node.inputs.size() != 2 || node.inputs[0] == node.inputs[1])
-          throw UnsupportedNetwork(node.name + " of two values of which none comes straight from a convolution");
+          throw UnsupportedNetwork(node.name +
+                                   " of two values of which none comes straight from a convolution");
         Layer& layer = fused.layers[index];
         const int other = alias[node.inputs[0]] == layer.output ? node.inputs[1] : node.inputs[0];
         const int other_maker = maker[alias[other]];

@@ -35,11 +35,11 @@ enum class Operation {
 
 struct Node {
   Operation operation;
-  std::string name;          // as the graph calls it, for messages
-  std::vector<int> inputs;   // values
-  int output = 0;            // value
-  bool in_place = false;     // overwrites its first input
-  Window window;             // convolutions and pools
+  std::string name;         // as the graph calls it, for messages
+  std::vector<int> inputs;  // values
+  int output = 0;           // value
+  bool in_place = false;    // overwrites its first input
+  Window window;            // convolutions and pools
   int groups = 1;
   int in_channels = 0, out_channels = 0;  // convolutions and linear layers
   std::shared_ptr<const float> weights;   // [out_channels][in_channels / groups][kernel_height][kernel_width]
@@ -55,10 +55,11 @@ struct Network {
 
 // One step of the fused network: a convolution with everything that can ride in its epilogue, or a pool.
 struct Layer {
-  Operation operation;   // convolution, max_pool, average_pool, global_average_pool; a linear layer is a 1×1 convolution
+  Operation operation;  // convolution, max_pool, average_pool, global_average_pool; a linear layer is a 1×1
+                        // convolution
   std::string name;
   int input = 0, output = 0;
-  int residual = -1;     // a value added before the ReLU, or -1
+  int residual = -1;  // a value added before the ReLU, or -1
   bool relu = false;
   Window window;
   int groups = 1;
@@ -71,7 +72,8 @@ struct FusedNetwork {
   int input = 0, output = 0, values = 0;
 };
 
-// Folds additions and ReLUs into the convolutions before them. Throws UnsupportedNetwork where that is impossible.
+// Folds additions and ReLUs into the convolutions before them. Throws UnsupportedNetwork where that is
+// impossible.
 FusedNetwork fuse(const Network& network);
 
 }  // namespace swsl::cpu

@@ -24,15 +24,22 @@ int round_up(int value, int multiple) { return (value + multiple - 1) / multiple
 class Packer {
  public:
   Packer(const Layer& layer, const KernelSet& kernels, bool first)
-      : layer_(layer), kernels_(kernels), parts_(kernels.bfloat16 ? 2 : 1), in_per_group_(layer.in_channels / layer.groups),
-        out_per_group_(layer.out_channels / layer.groups), taps_(layer.window.kernel_height * layer.window.kernel_width) {
-    packed_.kernel = first ? ConvolutionKernel::first : fits_grouped_row() ? ConvolutionKernel::grouped_row : ConvolutionKernel::tile;
+      : layer_(layer),
+        kernels_(kernels),
+        parts_(kernels.bfloat16 ? 2 : 1),
+        in_per_group_(layer.in_channels / layer.groups),
+        out_per_group_(layer.out_channels / layer.groups),
+        taps_(layer.window.kernel_height * layer.window.kernel_width) {
+    packed_.kernel = first                ? ConvolutionKernel::first
+                     : fits_grouped_row() ? ConvolutionKernel::grouped_row
+                                          : ConvolutionKernel::tile;
     channels_ = round_up(layer.out_channels, kernels.line_channels());
     packed_.bias.assign(channels_ + 2 * vector_width, 0.0f);
     if (layer.bias) std::copy_n(layer.bias.get(), layer.out_channels, packed_.bias.begin());
     for (int channel = 0; channel < channels_;) {
       Panel panel = panel_at(channel, 1);
-      const bool whole_lines = channel % kernels.line_channels() == 0 && channel + 2 * vector_width <= channels_;
+      const bool whole_lines =
+          channel % kernels.line_channels() == 0 && channel + 2 * vector_width <= channels_;
       if (kernels.max_vectors == 2 && whole_lines && packed_.kernel != ConvolutionKernel::grouped_row) {
         const Panel wide = panel_at(channel, 2), next = panel_at(channel + vector_width, 1);
         if (cost(wide) <= cost(panel) + cost(next)) panel = wide;
@@ -47,13 +54,16 @@ class Packer {
 
   PackedConvolution take() { return std::move(packed_); }
 
-  static void fill(const Layer& layer, const KernelSet& kernels, const PackedConvolution& packed, const Panel& panel, char* to) {
+  static void fill(const Layer& layer, const KernelSet& kernels, const PackedConvolution& packed,
+                   const Panel& panel, char* to) {
     const int parts = kernels.bfloat16 ? 2 : 1;
     const int taps = layer.window.kernel_height * layer.window.kernel_width;
-    const int in_per_group = layer.in_channels / layer.groups, out_per_group = layer.out_channels / layer.groups;
+    const int in_per_group = layer.in_channels / layer.groups,
+              out_per_group = layer.out_channels / layer.groups;
     const float* source = layer.weights.get();
     const int width = panel.vectors * vector_width;
-    // The weight of output channel `out`, input channel `in` of the whole input, and tap; zero outside its group.
+    // The weight of output channel `out`, input channel `in` of the whole input, and tap; zero outside its
+    // group.
     const auto weight = [&](int out, int in, int tap) {
       const int local = in - out / out_per_group * in_per_group;
       if (out >= layer.out_channels || local < 0 || local >= in_per_group) return 0.0f;
@@ -66,11 +76,13 @@ class Packer {
             const int out = panel.first_channel + lane;
             float value = 0;
             if (packed.kernel == ConvolutionKernel::tile) {
-              const int in = ((panel.first_block + block / taps) * line_steps + panel.first_step + step) * parts + part;
+              const int in =
+                  ((panel.first_block + block / taps) * line_steps + panel.first_step + step) * parts + part;
               value = weight(out, in, block % taps);
             } else if (packed.kernel == ConvolutionKernel::first) {
               const int at = step * parts + part, column = at / layer.in_channels;
-              if (column < layer.window.kernel_width) value = weight(out, at % layer.in_channels, block * layer.window.kernel_width + column);
+              if (column < layer.window.kernel_width)
+                value = weight(out, at % layer.in_channels, block * layer.window.kernel_width + column);
             } else {
               // blocks are (kernel row, step), steps are kernel columns
               const int group = out / out_per_group, per_row = panel.blocks / 3;
@@ -82,12 +94,15 @@ class Packer {
   }
 
  private:
-  static double cost(const Panel& panel) { return static_cast<double>(panel.vectors) * panel.blocks * panel.steps; }
+  static double cost(const Panel& panel) {
+    return static_cast<double>(panel.vectors) * panel.blocks * panel.steps;
+  }
 
   bool fits_grouped_row() const {
     const Window& w = layer_.window;
-    return layer_.groups > 1 && in_per_group_ == out_per_group_ && layer_.residual < 0 && w.kernel_height == 3 && w.kernel_width == 3 &&
-           w.stride_height == w.stride_width && w.stride_height <= 2 && w.dilation_height == 1 && w.dilation_width == 1 &&
+    return layer_.groups > 1 && in_per_group_ == out_per_group_ && layer_.residual < 0 &&
+           w.kernel_height == 3 && w.kernel_width == 3 && w.stride_height == w.stride_width &&
+           w.stride_height <= 2 && w.dilation_height == 1 && w.dilation_width == 1 &&
            (in_per_group_ == 4 || in_per_group_ == 8) && layer_.out_channels % kernels_.line_channels() == 0;
   }
 
@@ -105,7 +120,8 @@ class Packer {
       return panel;
     }
     const int last_channel = std::min(channel + vectors * vector_width, layer_.out_channels) - 1;
-    const int first_group = std::min(channel, last_channel) / out_per_group_, last_group = last_channel / out_per_group_;
+    const int first_group = std::min(channel, last_channel) / out_per_group_,
+              last_group = last_channel / out_per_group_;
     const int begin = first_group * in_per_group_ / parts_;
     const int end = ((last_group + 1) * in_per_group_ + parts_ - 1) / parts_;
     panel.first_block = begin / line_steps;
@@ -157,7 +173,8 @@ PackedNetwork pack(FusedNetwork network, const KernelSet& kernels, ThreadPool& t
   threads.run([&](int) {
     for (std::size_t i; (i = next.fetch_add(1)) < work.size();) {
       const auto [index, panel] = work[i];
-      Packer::fill(packed.network.layers[index], kernels, packed.convolutions[index], *panel, packed.weights.get() + panel->weights);
+      Packer::fill(packed.network.layers[index], kernels, packed.convolutions[index], *panel,
+                   packed.weights.get() + panel->weights);
     }
   });
   for (auto& layer : packed.network.layers) {

@@ -17,7 +17,9 @@ int output_size(int size, int kernel, int stride, int pad, int dilation) {
   return room < 0 ? 0 : room / stride + 1;
 }
 
-std::size_t round_up(std::size_t value, std::size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+std::size_t round_up(std::size_t value, std::size_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
 
 // Activations of one step that should stay in the last-level cache together.
 constexpr double cached_bytes = 9e6;
@@ -48,16 +50,23 @@ void Plan::lay_out(int threads) {
     const Window& w = layer.window;
     const Plane& from = planes_[layer.input];
     Plane& to = planes_[layer.output];
-    const bool convolution = layer.operation == Operation::convolution, global = layer.operation == Operation::global_average_pool;
+    const bool convolution = layer.operation == Operation::convolution,
+               global = layer.operation == Operation::global_average_pool;
     if ((layer.input == network_.network.input) != (i == 0))
-      throw UnsupportedNetwork(layer.name + ": the batch must be read by the first operation, a convolution, and no other");
+      throw UnsupportedNetwork(
+          layer.name + ": the batch must be read by the first operation, a convolution, and no other");
     if (convolution && layer.in_channels != from.channels)
-      throw UnsupportedNetwork(layer.name + " expects " + std::to_string(layer.in_channels) + " channels, its input has " + std::to_string(from.channels));
+      throw UnsupportedNetwork(layer.name + " expects " + std::to_string(layer.in_channels) +
+                               " channels, its input has " + std::to_string(from.channels));
     to.channels = convolution ? layer.out_channels : from.channels;
-    to.height = global ? 1 : output_size(from.height, w.kernel_height, w.stride_height, w.pad_height, w.dilation_height);
-    to.width = global ? 1 : output_size(from.width, w.kernel_width, w.stride_width, w.pad_width, w.dilation_width);
+    to.height =
+        global ? 1
+               : output_size(from.height, w.kernel_height, w.stride_height, w.pad_height, w.dilation_height);
+    to.width =
+        global ? 1 : output_size(from.width, w.kernel_width, w.stride_width, w.pad_width, w.dilation_width);
     if (to.height < 1 || to.width < 1)
-      throw UnsupportedNetwork(layer.name + " needs a larger image than " + std::to_string(height_) + "×" + std::to_string(width_));
+      throw UnsupportedNetwork(layer.name + " needs a larger image than " + std::to_string(height_) + "×" +
+                               std::to_string(width_));
     if (convolution) planes_[layer.input].pad = std::max({from.pad, w.pad_height, w.pad_width});
     to.first = i;
     if (layer.residual >= 0) {
@@ -75,7 +84,9 @@ void Plan::lay_out(int threads) {
     const Layer& layer = layers[i];
     double bytes = 0;
     for (int value : {layer.input, layer.output, layer.residual})
-      if (value >= 0) bytes += 1.0 * planes_[value].channels * planes_[value].height * planes_[value].width * kernels.channel_bytes();
+      if (value >= 0)
+        bytes += 1.0 * planes_[value].channels * planes_[value].height * planes_[value].width *
+                 kernels.channel_bytes();
     limit = std::min(limit, std::max(1.0, cached_bytes / bytes));
     int group = static_cast<int>(limit);
     while (batch_ % group != 0) --group;
@@ -104,7 +115,8 @@ void Plan::lay_out(int threads) {
     } else {
       step->kind = Step::Kind::pool;
       const Plane& to = planes_[layers[i].output];
-      step->chunks = group_[i] * (layers[i].operation == Operation::global_average_pool ? to.blocks : to.height);
+      step->chunks =
+          group_[i] * (layers[i].operation == Operation::global_average_pool ? to.blocks : to.height);
     }
     steps_.push_back(std::move(step));
     if (i + 1 == end || group_[i + 1] != group_[i]) {
@@ -115,15 +127,17 @@ void Plan::lay_out(int threads) {
   queues_ = std::vector<Queue>(tasks_.size() * threads);
 }
 
-// Every plane gets its place in the arena: planes that are never needed at the same time may share one. Padded planes
-// share only with planes of the same geometry, so that their borders stay zero.
+// Every plane gets its place in the arena: planes that are never needed at the same time may share one.
+// Padded planes share only with planes of the same geometry, so that their borders stay zero.
 void Plan::place_planes() {
   const auto& layers = network_.network.layers;
   const KernelSet& kernels = *network_.kernels;
   const int end = static_cast<int>(layers.size());
   std::vector<int> segment_first(end), segment_last(end);
-  for (int i = 0; i < end; ++i) segment_first[i] = i > 0 && group_[i - 1] == group_[i] ? segment_first[i - 1] : i;
-  for (int i = end; i-- > 0;) segment_last[i] = i + 1 < end && group_[i + 1] == group_[i] ? segment_last[i + 1] : i;
+  for (int i = 0; i < end; ++i)
+    segment_first[i] = i > 0 && group_[i - 1] == group_[i] ? segment_first[i - 1] : i;
+  for (int i = end; i-- > 0;)
+    segment_last[i] = i + 1 < end && group_[i + 1] == group_[i] ? segment_last[i + 1] : i;
 
   for (auto& plane : planes_) plane.last = plane.first;
   for (int i = 0; i < end; ++i)
@@ -133,7 +147,8 @@ void Plan::place_planes() {
     planes_[value].last = end;
     planes_[value].whole_batch = true;
   }
-  // A value that crosses segments is there for the whole batch, from the producer's first group to the consumer's last.
+  // A value that crosses segments is there for the whole batch, from the producer's first group to the
+  // consumer's last.
   for (auto& plane : planes_) {
     if (plane.channels == 0) continue;
     const int last = std::min(plane.last, end - 1);
@@ -176,7 +191,9 @@ void Plan::place_planes() {
   std::sort(order.begin(), order.end(), [&](int a, int b) { return planes_[a].bytes > planes_[b].bytes; });
   for (int value : order) {
     const Plane& plane = planes_[value];
-    const auto geometry = plane.pad > 0 ? std::tuple{plane.blocks, plane.images, plane.height, plane.width, plane.pad} : std::tuple{0, 0, 0, 0, 0};
+    const auto geometry = plane.pad > 0
+                              ? std::tuple{plane.blocks, plane.images, plane.height, plane.width, plane.pad}
+                              : std::tuple{0, 0, 0, 0, 0};
     const auto fits = [&](const Room& room) {
       return room.geometry == geometry && std::all_of(room.values.begin(), room.values.end(), [&](int other) {
                return planes_[other].last < plane.first || planes_[other].first > plane.last;
@@ -214,7 +231,8 @@ void Plan::execute(int last_layer, const float* input, ThreadPool& threads, std:
   for (std::size_t t = 0; t < tasks_.size(); ++t) {
     const std::uint64_t chunks = steps_[tasks_[t].step]->chunks;
     for (int w = 0; w < workers; ++w)
-      queues_[t * workers + w].range.store((chunks * w / workers) << 32 | chunks * (w + 1) / workers, std::memory_order_relaxed);
+      queues_[t * workers + w].range.store((chunks * w / workers) << 32 | chunks * (w + 1) / workers,
+                                           std::memory_order_relaxed);
   }
   if (times != nullptr) {
     times->clear();
@@ -248,7 +266,8 @@ void Plan::execute(int last_layer, const float* input, ThreadPool& threads, std:
   });
 }
 
-void Plan::run(const float* input, float* output, Arena& arena, ThreadPool& threads, std::vector<LayerTime>* times) {
+void Plan::run(const float* input, float* output, Arena& arena, ThreadPool& threads,
+               std::vector<LayerTime>* times) {
   prepare(arena);
   execute(static_cast<int>(network_.network.layers.size()) - 1, input, threads, times);
   read(network_.network.output, output);

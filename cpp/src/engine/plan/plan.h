@@ -1,8 +1,9 @@
-// A packed network laid out for one shape of batch: where every activation lives, which tiles cover it, how the work is
-// split over threads. Running it allocates nothing.
+// A packed network laid out for one shape of batch: where every activation lives, which tiles cover it, how
+// the work is split over threads. Running it allocates nothing.
 //
-// Images go through the early layers in small groups, so that activations stay in the caches, and through the late
-// ones together, so that each weight is fetched once: the plan is a list of segments, each with its own group size.
+// Images go through the early layers in small groups, so that activations stay in the caches, and through the
+// late ones together, so that each weight is fetched once: the plan is a list of segments, each with its own
+// group size.
 //
 // Plans of several shapes take turns with one arena: one run at a time.
 #pragma once
@@ -24,9 +25,9 @@ class ThreadPool;
 struct Plane {
   int channels = 0, height = 0, width = 0;
   int pad = 0;
-  bool floats = false;    // float32 lines of 16 channels whatever the type of the network
+  bool floats = false;  // float32 lines of 16 channels whatever the type of the network
   bool whole_batch = false;
-  int images = 0;         // that it has room for
+  int images = 0;           // that it has room for
   int first = 0, last = 0;  // layers between which it is needed
   int blocks = 0;
   std::ptrdiff_t column_bytes = line_bytes, pitch = 0, image_step = 0, block_step = 0;
@@ -55,7 +56,8 @@ class Plan {
 
   // input: batch×C×H×W; output: batch×classes. `times`, if given, receives one entry per layer.
   // The arena grows to what is needed; the pool must have the number of threads given above.
-  void run(const float* input, float* output, Arena& arena, ThreadPool& threads, std::vector<LayerTime>* times = nullptr);
+  void run(const float* input, float* output, Arena& arena, ThreadPool& threads,
+           std::vector<LayerTime>* times = nullptr);
   // The same, stopping at the value that feeds the last layer: batch×features.
   void run_features(const float* input, float* features, Arena& arena, ThreadPool& threads);
   // That value of the run just made, by either.
@@ -92,8 +94,8 @@ class Plan {
 
   const PackedNetwork& network_;
   int batch_, height_, width_, channels_;
-  std::vector<Plane> planes_;  // by value; the network's input is its interleaved copy
-  std::vector<int> group_;     // images per run of each layer
+  std::vector<Plane> planes_;                 // by value; the network's input is its interleaved copy
+  std::vector<int> group_;                    // images per run of each layer
   std::vector<std::unique_ptr<Step>> steps_;  // the interleaving, then one per layer
   std::vector<Task> tasks_;
   std::vector<Queue> queues_;  // [task][thread]

@@ -9,7 +9,8 @@ namespace swsl::cpu {
 namespace {
 
 Array make(int images, int channels, int height, int width) {
-  return {images, channels, height, width, std::vector<float>(static_cast<std::size_t>(images) * channels * height * width)};
+  return {images, channels, height, width,
+          std::vector<float>(static_cast<std::size_t>(images) * channels * height * width)};
 }
 
 int size_after(int size, int kernel, int stride, int pad, int dilation) {
@@ -30,9 +31,10 @@ void for_each_tap(const Window& w, const Array& input, int oy, int ox, Tap tap) 
 Array windowed(const Node& node, const Array& input) {
   const Window& w = node.window;
   const bool convolution = node.operation == Operation::convolution || node.operation == Operation::linear;
-  Array output = make(input.images, convolution ? node.out_channels : input.channels,
-                      size_after(input.height, w.kernel_height, w.stride_height, w.pad_height, w.dilation_height),
-                      size_after(input.width, w.kernel_width, w.stride_width, w.pad_width, w.dilation_width));
+  Array output =
+      make(input.images, convolution ? node.out_channels : input.channels,
+           size_after(input.height, w.kernel_height, w.stride_height, w.pad_height, w.dilation_height),
+           size_after(input.width, w.kernel_width, w.stride_width, w.pad_width, w.dilation_width));
   const int in_per_group = convolution ? node.in_channels / node.groups : 0;
   for (int n = 0; n < output.images; ++n)
     for (int c = 0; c < output.channels; ++c)
@@ -48,8 +50,11 @@ Array windowed(const Node& node, const Array& input) {
             }
             const int group = c / (node.out_channels / node.groups);
             for (int i = 0; i < in_per_group; ++i) {
-              const auto index = ((static_cast<std::size_t>(c) * in_per_group + i) * w.kernel_height + ky) * w.kernel_width + kx;
-              sum += static_cast<double>(input.at(n, group * in_per_group + i, y, x)) * node.weights.get()[index];
+              const auto index =
+                  ((static_cast<std::size_t>(c) * in_per_group + i) * w.kernel_height + ky) * w.kernel_width +
+                  kx;
+              sum += static_cast<double>(input.at(n, group * in_per_group + i, y, x)) *
+                     node.weights.get()[index];
             }
           });
           if (node.operation == Operation::max_pool) sum = largest;
@@ -100,10 +105,13 @@ Array run_reference(const Network& network, const Array& input, bool bfloat16) {
         break;
       case Operation::add:
         result = first;
-        for (std::size_t i = 0; i < result.values.size(); ++i) result.values[i] += values[node.inputs.at(1)].values[i];
+        for (std::size_t i = 0; i < result.values.size(); ++i)
+          result.values[i] += values[node.inputs.at(1)].values[i];
         break;
     }
-    if (bfloat16 && node.output != network.output && !(node.operation == Operation::convolution && added[node.output])) round(result);
+    if (bfloat16 && node.output != network.output &&
+        !(node.operation == Operation::convolution && added[node.output]))
+      round(result);
     values[node.output] = std::move(result);
   }
   return values[network.output];

@@ -16,12 +16,14 @@ std::vector<std::int32_t> line_table(const Plane& plane, int images) {
   for (int image = 0; image < images; ++image)
     for (int y = 0; y < plane.height; ++y)
       for (int x = 0; x < plane.width; ++x)
-        lines.push_back(static_cast<std::int32_t>((image * plane.image_step + y * plane.pitch) / line_bytes + x));
+        lines.push_back(
+            static_cast<std::int32_t>((image * plane.image_step + y * plane.pitch) / line_bytes + x));
   return lines;
 }
 
 // One row of one image: float32 planes to interleaved channels.
-void interleave_row(const float* from, int channels, std::ptrdiff_t channel_step, int width, bool bfloat16, char* to) {
+void interleave_row(const float* from, int channels, std::ptrdiff_t channel_step, int width, bool bfloat16,
+                    char* to) {
   for (int x = 0; x < width; ++x)
     for (int channel = 0; channel < channels; ++channel) {
       const float value = from[channel * channel_step + x];
@@ -38,9 +40,11 @@ void interleave_row(const float* from, int channels, std::ptrdiff_t channel_step
 
 }  // namespace
 
-LayerTime describe(const Plan::Step& step, const PackedNetwork& network, const std::vector<Plane>& planes, int batch) {
+LayerTime describe(const Plan::Step& step, const PackedNetwork& network, const std::vector<Plane>& planes,
+                   int batch) {
   const auto size = [](const Plane& plane) {
-    return std::to_string(plane.channels) + "×" + std::to_string(plane.height) + "×" + std::to_string(plane.width);
+    return std::to_string(plane.channels) + "×" + std::to_string(plane.height) + "×" +
+           std::to_string(plane.width);
   };
   LayerTime time;
   if (step.layer < 0) {
@@ -58,8 +62,8 @@ LayerTime describe(const Plan::Step& step, const PackedNetwork& network, const s
   const Window& w = layer.window;
   time.kernel = std::to_string(w.kernel_height) + "×" + std::to_string(w.kernel_width) +
                 (step.kind == Plan::Step::Kind::grouped_rows ? " grouped rows" : " tiles");
-  time.multiply_adds = 1.0 * batch * to.height * to.width * layer.out_channels * (layer.in_channels / layer.groups) *
-                       w.kernel_height * w.kernel_width;
+  time.multiply_adds = 1.0 * batch * to.height * to.width * layer.out_channels *
+                       (layer.in_channels / layer.groups) * w.kernel_height * w.kernel_width;
   return time;
 }
 
@@ -75,7 +79,8 @@ void Plan::build_convolution(Step& step, int images, int threads) {
   step.row_step = from.pitch * w.stride_height;
   // From the interior's first pixel to the first tap of output pixel (y, x) of an image.
   const auto tap = [&](int image, int y, int x) {
-    return image * from.image_step + (y * w.stride_height - w.pad_height) * from.pitch + (x * w.stride_width - w.pad_width) * column_bytes;
+    return image * from.image_step + (y * w.stride_height - w.pad_height) * from.pitch +
+           (x * w.stride_width - w.pad_width) * column_bytes;
   };
 
   if (packed.kernel == ConvolutionKernel::grouped_row) {
@@ -86,10 +91,12 @@ void Plan::build_convolution(Step& step, int images, int threads) {
       for (int y = 0; y < to.height; ++y)
         for (int part = 0; part < parts; ++part) {
           const int x = to.width * part / parts, end = to.width * (part + 1) / parts;
-          step.rows.push_back({tap(image, y, x), image * to.image_step + y * to.pitch + x * line_bytes, kernels.grouped_row(end - x, w.stride_width)});
+          step.rows.push_back({tap(image, y, x), image * to.image_step + y * to.pitch + x * line_bytes,
+                               kernels.grouped_row(end - x, w.stride_width)});
         }
     step.panel_ranges = std::min<int>(static_cast<int>(packed.panels.size()), 4);
-    step.tile_ranges = std::min<int>(static_cast<int>(step.rows.size()), std::max(1, threads * 8 / step.panel_ranges));
+    step.tile_ranges =
+        std::min<int>(static_cast<int>(step.rows.size()), std::max(1, threads * 8 / step.panel_ranges));
     step.chunks = step.tile_ranges * step.panel_ranges;
     return;
   }
@@ -97,15 +104,20 @@ void Plan::build_convolution(Step& step, int images, int threads) {
   step.kind = Step::Kind::tiles;
   const auto add_tile = [&](std::ptrdiff_t input, int pixel, int rows, int columns) {
     const int bytes = static_cast<int>(pixel_bytes);
-    step.tiles.push_back({input, pixel, {kernels.tile(rows, columns, 1, bytes), kernels.tile(rows, columns, 2, bytes)}});
+    step.tiles.push_back(
+        {input, pixel, {kernels.tile(rows, columns, 1, bytes), kernels.tile(rows, columns, 2, bytes)}});
   };
-  const bool flat = !first && w.kernel_height == 1 && w.kernel_width == 1 && w.stride_height == 1 && w.stride_width == 1 && from.pad == 0;
-  const int most = kernels.tile(1, kernels.max_pixels, 1, static_cast<int>(pixel_bytes)) != nullptr ? kernels.max_pixels : 1;
+  const bool flat = !first && w.kernel_height == 1 && w.kernel_width == 1 && w.stride_height == 1 &&
+                    w.stride_width == 1 && from.pad == 0;
+  const int most = kernels.tile(1, kernels.max_pixels, 1, static_cast<int>(pixel_bytes)) != nullptr
+                       ? kernels.max_pixels
+                       : 1;
   const int pixels = images * to.height * to.width;
   if (flat) {
     const int count = (pixels + most - 1) / most;
     for (int i = 0; i < count; ++i) {
-      const int begin = static_cast<int>(static_cast<long>(pixels) * i / count), end = static_cast<int>(static_cast<long>(pixels) * (i + 1) / count);
+      const int begin = static_cast<int>(static_cast<long>(pixels) * i / count),
+                end = static_cast<int>(static_cast<long>(pixels) * (i + 1) / count);
       add_tile(begin * line_bytes, begin, 1, end - begin);
     }
   } else {
@@ -125,14 +137,17 @@ void Plan::build_convolution(Step& step, int images, int threads) {
   for (const Panel& panel : packed.panels) blocks = std::max(blocks, panel.blocks);
   const int taps = w.kernel_height * w.kernel_width;
   for (int block = 0; block < blocks; ++block) {
-    const int ky = first ? block : block % taps / w.kernel_width, kx = first ? 0 : block % taps % w.kernel_width;
-    step.block_offsets.push_back((first ? 0 : block / taps * from.block_step) + ky * w.dilation_height * from.pitch + kx * w.dilation_width * column_bytes);
+    const int ky = first ? block : block % taps / w.kernel_width,
+              kx = first ? 0 : block % taps % w.kernel_width;
+    step.block_offsets.push_back((first ? 0 : block / taps * from.block_step) +
+                                 ky * w.dilation_height * from.pitch + kx * w.dilation_width * column_bytes);
   }
   step.output_lines = line_table(to, images);
   if (layer.residual >= 0) step.residual_lines = line_table(planes_[layer.residual], images);
 
   const int tiles = static_cast<int>(step.tiles.size()), panels = static_cast<int>(packed.panels.size());
-  const double input_bytes = 1.0 * pixels * w.stride_height * w.stride_width * layer.in_channels / layer.groups * kernels.channel_bytes();
+  const double input_bytes = 1.0 * pixels * w.stride_height * w.stride_width * layer.in_channels /
+                             layer.groups * kernels.channel_bytes();
   const bool heavy_weights = packed.bytes > 1.5 * input_bytes || tiles < 2 * threads;
   if (layer.groups > 1 || heavy_weights) {
     // Every weight is read by one thread only; panels are enough to go round.
@@ -140,7 +155,8 @@ void Plan::build_convolution(Step& step, int images, int threads) {
     step.tile_ranges = std::clamp(4 * threads / panels, 1, tiles);
     step.prefetch = packed.bytes > (256 << 10);
   } else {
-    step.tile_ranges = std::clamp(static_cast<int>(input_bytes / tile_range_bytes), std::min(tiles, 4 * threads), tiles);
+    step.tile_ranges =
+        std::clamp(static_cast<int>(input_bytes / tile_range_bytes), std::min(tiles, 4 * threads), tiles);
     step.panel_ranges = 1;
   }
   step.chunks = step.tile_ranges * step.panel_ranges;
@@ -159,7 +175,8 @@ void Plan::run_tiles(const Step& step, int image, int chunk) const {
   const int tile_range = chunk / step.panel_ranges, panel_range = chunk % step.panel_ranges;
   const int first_tile = static_cast<int>(static_cast<long>(tiles) * tile_range / step.tile_ranges);
   const int last_tile = static_cast<int>(static_cast<long>(tiles) * (tile_range + 1) / step.tile_ranges);
-  const int first_panel = panels * panel_range / step.panel_ranges, last_panel = panels * (panel_range + 1) / step.panel_ranges;
+  const int first_panel = panels * panel_range / step.panel_ranges,
+            last_panel = panels * (panel_range + 1) / step.panel_ranges;
   const int line_channels = to.floats ? vector_width : kernels.line_channels();
 
   TileArgs args{};
@@ -171,8 +188,8 @@ void Plan::run_tiles(const Step& step, int image, int chunk) const {
   args.float_output = to.floats;
   for (int p = first_panel; p < last_panel; ++p) {
     const Panel& panel = packed.panels[p];
-    const std::ptrdiff_t to_channel =
-        panel.first_channel / line_channels * to.block_step + panel.first_channel % line_channels * kernels.channel_bytes();
+    const std::ptrdiff_t to_channel = panel.first_channel / line_channels * to.block_step +
+                                      panel.first_channel % line_channels * kernels.channel_bytes();
     const char* panel_input = input + panel.first_block * from.block_step + panel.first_step * step_bytes;
     args.blocks = panel.blocks;
     args.steps = panel.steps;
@@ -197,7 +214,8 @@ void Plan::run_tiles(const Step& step, int image, int chunk) const {
       args.output_lines = step.output_lines.data() + tile.pixel;
       if (residual != nullptr) args.residual_lines = step.residual_lines.data() + tile.pixel;
       tile.kernels[panel.vectors - 1](args);
-      if (args.prefetch != nullptr) args.prefetch += static_cast<std::ptrdiff_t>(args.prefetch_lines) * panel.blocks * line_bytes;
+      if (args.prefetch != nullptr)
+        args.prefetch += static_cast<std::ptrdiff_t>(args.prefetch_lines) * panel.blocks * line_bytes;
     }
   }
 }
@@ -210,19 +228,23 @@ void Plan::run_grouped_rows(const Step& step, int image, int chunk) const {
   const Plane& to = planes_[layer.output];
   const int rows = static_cast<int>(step.rows.size()), panels = static_cast<int>(packed.panels.size());
   const int row_range = chunk / step.panel_ranges, panel_range = chunk % step.panel_ranges;
-  const int first_row = rows * row_range / step.tile_ranges, last_row = rows * (row_range + 1) / step.tile_ranges;
+  const int first_row = rows * row_range / step.tile_ranges,
+            last_row = rows * (row_range + 1) / step.tile_ranges;
   GroupedRowArgs args{};
   args.row_step = from.pitch;
   args.relu = layer.relu;
-  for (int p = panels * panel_range / step.panel_ranges; p < panels * (panel_range + 1) / step.panel_ranges; ++p) {
+  for (int p = panels * panel_range / step.panel_ranges; p < panels * (panel_range + 1) / step.panel_ranges;
+       ++p) {
     const Panel& panel = packed.panels[p];
     const int vector = panel.first_channel / vector_width % kernels.line_vectors();
     args.steps = panel.blocks / 3;
-    args.permutations = packed.permutations.data() + static_cast<std::ptrdiff_t>(vector) * args.steps * vector_width;
+    args.permutations =
+        packed.permutations.data() + static_cast<std::ptrdiff_t>(vector) * args.steps * vector_width;
     args.weights = network_.weights.get() + panel.weights;
     args.bias = packed.bias.data() + panel.first_channel;
     const char* input = at(from, image) + panel.first_block * from.block_step;
-    char* output = at(to, image) + panel.first_block * to.block_step + vector * vector_width * kernels.channel_bytes();
+    char* output =
+        at(to, image) + panel.first_block * to.block_step + vector * vector_width * kernels.channel_bytes();
     for (int r = first_row; r < last_row; ++r) {
       args.input = input + step.rows[r].input;
       args.output = output + step.rows[r].output;
@@ -257,8 +279,10 @@ void Plan::run_pool(const Step& step, int image, int chunk) const {
     for (int x = 0; x < to.width; ++x) {
       const int left = x * w.stride_width - w.pad_width;
       const int first_column = std::max(left, 0), last_column = std::min(left + w.kernel_width, from.width);
-      args.input = at(from, image) + local * from.image_step + block * from.block_step + first_row * from.pitch + first_column * line_bytes;
-      args.output = at(to, image) + local * to.image_step + block * to.block_step + y * to.pitch + x * line_bytes;
+      args.input = at(from, image) + local * from.image_step + block * from.block_step +
+                   first_row * from.pitch + first_column * line_bytes;
+      args.output =
+          at(to, image) + local * to.image_step + block * to.block_step + y * to.pitch + x * line_bytes;
       args.rows = last_row - first_row;
       args.columns = last_column - first_column;
       args.scale = 1.0f / static_cast<float>(w.kernel_height * w.kernel_width);
@@ -270,14 +294,19 @@ void Plan::run_pool(const Step& step, int image, int chunk) const {
 void Plan::run_interleave(const Step&, int image, int chunk, const float* input) const {
   const Plane& plane = planes_[network_.network.input];
   const bool narrow = network_.kernels->bfloat16;
-  const int local = chunk / 8, first = plane.height * (chunk % 8) / 8, last = plane.height * (chunk % 8 + 1) / 8;
-  const float* source = input + static_cast<std::ptrdiff_t>(image + local) * plane.channels * plane.height * plane.width;
+  const int local = chunk / 8, first = plane.height * (chunk % 8) / 8,
+            last = plane.height * (chunk % 8 + 1) / 8;
+  const float* source =
+      input + static_cast<std::ptrdiff_t>(image + local) * plane.channels * plane.height * plane.width;
   char* to = at(plane, image) + local * plane.image_step;
   for (int y = first; y < last; ++y) {
     // The last pair of a bfloat16 row may take in what follows it, with a zero weight: it must not be a NaN.
-    if (plane.pad == 0) std::memset(to + y * plane.pitch + plane.width * plane.column_bytes, 0, plane.pitch - plane.width * plane.column_bytes);
-    interleave_row(source + static_cast<std::ptrdiff_t>(y) * plane.width, plane.channels, static_cast<std::ptrdiff_t>(plane.height) * plane.width,
-                   plane.width, narrow, to + y * plane.pitch);
+    if (plane.pad == 0)
+      std::memset(to + y * plane.pitch + plane.width * plane.column_bytes, 0,
+                  plane.pitch - plane.width * plane.column_bytes);
+    interleave_row(source + static_cast<std::ptrdiff_t>(y) * plane.width, plane.channels,
+                   static_cast<std::ptrdiff_t>(plane.height) * plane.width, plane.width, narrow,
+                   to + y * plane.pitch);
   }
 }
 

@@ -32,10 +32,11 @@ struct Plan::Step {
   std::vector<Tile> tiles;
   std::vector<GroupedRow> rows;
   std::vector<std::ptrdiff_t> block_offsets;
-  std::ptrdiff_t row_step = 0;       // bytes between the input rows of neighbouring output rows
+  std::ptrdiff_t row_step = 0;  // bytes between the input rows of neighbouring output rows
   std::vector<std::int32_t> output_lines, residual_lines;
 };
 
-LayerTime describe(const Plan::Step& step, const PackedNetwork& network, const std::vector<Plane>& planes, int batch);
+LayerTime describe(const Plan::Step& step, const PackedNetwork& network, const std::vector<Plane>& planes,
+                   int batch);
 
 }  // namespace swsl::cpu

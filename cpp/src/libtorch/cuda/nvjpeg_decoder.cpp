@@ -17,12 +17,14 @@
 namespace swsl {
 namespace {
 
-constexpr char advice[] = ": install PyPI's nvidia-nvjpeg beside torch, or CUDA's toolkit, or leave the option out";
+constexpr char advice[] =
+    ": install PyPI's nvidia-nvjpeg beside torch, or CUDA's toolkit, or leave the option out";
 
 template <typename Function>
 void find(void* library, const char* name, Function& function) {
   function = reinterpret_cast<Function>(dlsym(library, name));
-  if (function == nullptr) throw std::invalid_argument(std::string("nvjpeg: the library that was found has no ") + name + advice);
+  if (function == nullptr)
+    throw std::invalid_argument(std::string("nvjpeg: the library that was found has no ") + name + advice);
 }
 
 NvjpegFunctions load() {
@@ -73,7 +75,8 @@ struct Nvjpeg::State {
     nvjpegStatus_t status = NVJPEG_STATUS_SUCCESS;
     for (const nvjpegBackend_t backend : {NVJPEG_BACKEND_HARDWARE, NVJPEG_BACKEND_GPU_HYBRID}) {
       // libjpeg interpolates colours, too.
-      status = functions.create(backend, nullptr, nullptr, NVJPEG_FLAGS_UPSAMPLING_WITH_INTERPOLATION, &handle);
+      status =
+          functions.create(backend, nullptr, nullptr, NVJPEG_FLAGS_UPSAMPLING_WITH_INTERPOLATION, &handle);
       engines = backend == NVJPEG_BACKEND_HARDWARE;
       if (status == NVJPEG_STATUS_SUCCESS) return;
     }
@@ -92,7 +95,9 @@ struct Nvjpeg::State {
 };
 
 Nvjpeg::Nvjpeg(at::Device device) : state_(new State{nvjpeg_functions(), device}) { state_->create(); }
-Nvjpeg::Nvjpeg(const NvjpegFunctions& functions) : state_(new State{functions, std::nullopt}) { state_->create(); }
+Nvjpeg::Nvjpeg(const NvjpegFunctions& functions) : state_(new State{functions, std::nullopt}) {
+  state_->create();
+}
 Nvjpeg::~Nvjpeg() = default;
 
 const char* Nvjpeg::decoded_by() const {
@@ -120,9 +125,10 @@ struct NvjpegDecoder::State {
   bool decode(std::size_t begin, std::size_t end, cudaStream_t stream) {
     const int count = static_cast<int>(end - begin);
     if (std::exchange(ready_for, 0) != count)
-      check("begin a batch", functions.begin_batches(nvjpeg.handle, state, count, /*max_cpu_threads=*/1, NVJPEG_OUTPUT_RGBI));
-    const auto status =
-        functions.decode_batch(nvjpeg.handle, state, bytes.data() + begin, sizes.data() + begin, images.data() + begin, stream);
+      check("begin a batch",
+            functions.begin_batches(nvjpeg.handle, state, count, /*max_cpu_threads=*/1, NVJPEG_OUTPUT_RGBI));
+    const auto status = functions.decode_batch(nvjpeg.handle, state, bytes.data() + begin,
+                                               sizes.data() + begin, images.data() + begin, stream);
     if (status == NVJPEG_STATUS_SUCCESS) {
       ready_for = count;
       return true;
@@ -134,7 +140,8 @@ struct NvjpegDecoder::State {
   }
 
   // A batch fails as a whole: its halves find out whose fault it was.
-  void decode_all(std::size_t begin, std::size_t end, cudaStream_t stream, std::vector<std::size_t>& refused) {
+  void decode_all(std::size_t begin, std::size_t end, cudaStream_t stream,
+                  std::vector<std::size_t>& refused) {
     const bool decoded = decode(begin, end, stream);
     if (decoded && end - begin == bytes.size()) return;
     cuda::check(functions.synchronize(stream));  // before the state is used again
@@ -165,8 +172,10 @@ bool NvjpegDecoder::takes(std::span<const std::uint8_t> jpeg, std::size_t place)
   nvjpegJpegStream_t& header = state_->headers.at(place);
   if (header == nullptr) check("make a parser", state.functions.create_header(state.nvjpeg.handle, &header));
   int obstacle = 1;
-  return state.functions.parse_header(state.nvjpeg.handle, jpeg.data(), jpeg.size(), header) == NVJPEG_STATUS_SUCCESS &&
-         state.functions.batched_supported(state.nvjpeg.handle, header, &obstacle) == NVJPEG_STATUS_SUCCESS && obstacle == 0;
+  return state.functions.parse_header(state.nvjpeg.handle, jpeg.data(), jpeg.size(), header) ==
+             NVJPEG_STATUS_SUCCESS &&
+         state.functions.batched_supported(state.nvjpeg.handle, header, &obstacle) == NVJPEG_STATUS_SUCCESS &&
+         obstacle == 0;
 }
 
 std::vector<std::size_t> NvjpegDecoder::decode(std::span<const DeviceJpeg> jpegs, cudaStream_t stream) {
@@ -197,7 +206,8 @@ struct Nvjpeg::State {};
 
 Nvjpeg::Nvjpeg(at::Device) {
   throw std::invalid_argument(
-      "nvjpeg: swsl was built without it: install PyPI's nvidia-nvjpeg beside torch, or CUDA's toolkit, and build swsl again");
+      "nvjpeg: swsl was built without it: install PyPI's nvidia-nvjpeg beside torch, or CUDA's toolkit, and "
+      "build swsl again");
 }
 
 Nvjpeg::~Nvjpeg() = default;

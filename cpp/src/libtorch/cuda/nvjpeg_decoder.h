@@ -14,11 +14,12 @@ namespace swsl {
 
 struct NvjpegFunctions;
 
-// nvJPEG on one device. The library is loaded when the first of these is made, so that swsl runs where it is missing. Any number of
-// threads and of decoders.
+// nvJPEG on one device. The library is loaded when the first of these is made, so that swsl runs where it is
+// missing. Any number of threads and of decoders.
 class Nvjpeg {
  public:
-  // Throws std::invalid_argument, about the option `nvjpeg`, where this build, the machine or the card lacks it.
+  // Throws std::invalid_argument, about the option `nvjpeg`, where this build, the machine or the card lacks
+  // it.
   explicit Nvjpeg(at::Device device);
 
   // Of other functions, on the current device: what the tests do.
@@ -34,8 +35,8 @@ class Nvjpeg {
   std::unique_ptr<State> state_;
 };
 
-// A JPEG, in the host's memory until the work has been done, and where its pixels go on the device: RGB, `row_stride` bytes from
-// one row to the next.
+// A JPEG, in the host's memory until the work has been done, and where its pixels go on the device: RGB,
+// `row_stride` bytes from one row to the next.
 struct DeviceJpeg {
   std::span<const std::uint8_t> bytes;
   std::uint8_t* pixels;
@@ -48,11 +49,13 @@ class NvjpegDecoder {
   NvjpegDecoder(std::shared_ptr<const Nvjpeg> nvjpeg, int batch_size);
   ~NvjpegDecoder();
 
-  // Whether the header promises that `decode` can do it. Any number of threads, each with a place of its own, below batch_size.
+  // Whether the header promises that `decode` can do it. Any number of threads, each with a place of its own,
+  // below batch_size.
   bool takes(std::span<const std::uint8_t> jpeg, std::size_t place);
 
-  // Enqueues the decoding on the stream, of the current device. Returns the indices of those that nvJPEG refused, whose pixels are
-  // undefined. The work before this has been done. Throws std::runtime_error for what no single image is to blame for.
+  // Enqueues the decoding on the stream, of the current device. Returns the indices of those that nvJPEG
+  // refused, whose pixels are undefined. The work before this has been done. Throws std::runtime_error for
+  // what no single image is to blame for.
   std::vector<std::size_t> decode(std::span<const DeviceJpeg> jpegs, cudaStream_t stream);
 
  private:

@@ -1,5 +1,5 @@
-// Streams that nobody else has. Those of LibTorch's pool are 32 that everybody shares: what another thread enqueues on one while a
-// graph is being captured there would become part of the graph.
+// Streams that nobody else has. Those of LibTorch's pool are 32 that everybody shares: what another thread
+// enqueues on one while a graph is being captured there would become part of the graph.
 #pragma once
 
 #include <c10/core/Device.h>

@@ -237,9 +237,7 @@ void resample_avx2(const Job& job, const HalvesColumns& table, const RowGroups& 
     for (; at < 3 * columns; at += vector_lanes)
       filter_columns<1>(needed, count, line, coefficients, at, channels, values);
     switch (job.destination.element) {
-      case Element::float32:
-        store_row(values, columns, job.destination, y);
-        break;
+      case Element::float32: store_row(values, columns, job.destination, y); break;
       case Element::bfloat16:
         to_bfloat16(values, 3 * columns, halves);
         store_row(halves, columns, job.destination, y);

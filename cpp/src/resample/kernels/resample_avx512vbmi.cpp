@@ -261,15 +261,9 @@ void resample_avx512(const Job& job, const BytesColumns& columns, const RowGroup
       std::int32_t* words = ring + static_cast<std::ptrdiff_t>(made % groups.most) * shape.words;
       const bool interleaved = job.destination.interleaved;
       switch (columns.spread) {
-        case 1:
-          narrow<1>(rows, columns, interleaved, shape.plane, words);
-          break;
-        case 2:
-          narrow<2>(rows, columns, interleaved, shape.plane, words);
-          break;
-        default:
-          narrow<4>(rows, columns, interleaved, shape.plane, words);
-          break;
+        case 1: narrow<1>(rows, columns, interleaved, shape.plane, words); break;
+        case 2: narrow<2>(rows, columns, interleaved, shape.plane, words); break;
+        default: narrow<4>(rows, columns, interleaved, shape.plane, words); break;
       }
     }
     for (int g = 0; g < count; ++g)
@@ -280,15 +274,9 @@ void resample_avx512(const Job& job, const BytesColumns& columns, const RowGroup
       filter_columns<6>(needed, count, coefficients, v * vector_lanes, pixels);
     for (; v < shape.vectors; ++v) filter_columns<1>(needed, count, coefficients, v * vector_lanes, pixels);
     switch (job.destination.element) {
-      case Element::float32:
-        store_row<Element::float32>(job, y, pixels, shape.plane, channels);
-        break;
-      case Element::bfloat16:
-        store_row<Element::bfloat16>(job, y, pixels, shape.plane, channels);
-        break;
-      case Element::float16:
-        store_row<Element::float16>(job, y, pixels, shape.plane, channels);
-        break;
+      case Element::float32: store_row<Element::float32>(job, y, pixels, shape.plane, channels); break;
+      case Element::bfloat16: store_row<Element::bfloat16>(job, y, pixels, shape.plane, channels); break;
+      case Element::float16: store_row<Element::float16>(job, y, pixels, shape.plane, channels); break;
     }
   }
 }

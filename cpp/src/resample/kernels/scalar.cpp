@@ -56,15 +56,9 @@ void resample_scalar(const Job& job, std::vector<std::uint8_t>& scratch) {
   for (int y = 0; y < rows.count; ++y) {
     const std::uint8_t* row = finished + y * row_bytes;
     switch (job.destination.element) {
-      case Element::float32:
-        store_row(row, columns.count, tables.float32, job.destination, y);
-        break;
-      case Element::bfloat16:
-        store_row(row, columns.count, tables.bfloat16, job.destination, y);
-        break;
-      case Element::float16:
-        store_row(row, columns.count, tables.float16, job.destination, y);
-        break;
+      case Element::float32: store_row(row, columns.count, tables.float32, job.destination, y); break;
+      case Element::bfloat16: store_row(row, columns.count, tables.bfloat16, job.destination, y); break;
+      case Element::float16: store_row(row, columns.count, tables.float16, job.destination, y); break;
     }
   }
 }

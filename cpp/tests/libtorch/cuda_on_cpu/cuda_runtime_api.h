@@ -1,9 +1,11 @@
-// As much of CUDA as our kernels use, on the CPU. With this folder before CUDA's own, the very .cu files compile as C++; tests run
-// them where there is no GPU, and sanitizers watch. This file stands for the header of its name and for what nvcc includes unasked.
+// As much of CUDA as our kernels use, on the CPU. With this folder before CUDA's own, the very .cu files
+// compile as C++; tests run them where there is no GPU, and sanitizers watch. This file stands for the header
+// of its name and for what nvcc includes unasked.
 //
-// The threads of a block take turns, each until it waits at a barrier or ends, and in an order that every round shuffles anew: where
-// a barrier is missing, some thread reads what is not there yet. What traps on a GPU and the sanitizers do not see, such as too
-// large a grid or threads of a warp that do not multiply together, is an error here too.
+// The threads of a block take turns, each until it waits at a barrier or ends, and in an order that every
+// round shuffles anew: where a barrier is missing, some thread reads what is not there yet. What traps on a
+// GPU and the sanitizers do not see, such as too large a grid or threads of a warp that do not multiply
+// together, is an error here too.
 #pragma once
 
 #include <cstddef>
@@ -27,7 +29,12 @@ extern dim3 gridDim, blockDim, blockIdx, threadIdx;
 
 using cudaStream_t = struct CUstream_st*;
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9, cudaErrorLaunchFailure = 719 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorLaunchFailure = 719
+};
 cudaError_t cudaGetLastError();
 const char* cudaGetErrorString(cudaError_t error);
 
@@ -60,7 +67,8 @@ inline int ptx_version = 90;
 // The first message of a launch becomes its error. To go on does no harm.
 void fail(const char* message);
 
-// For operations of a warp: all its threads must take part, with the same arguments, of which `pointer` is a multiple of `alignment`.
+// For operations of a warp: all its threads must take part, with the same arguments, of which `pointer` is a
+// multiple of `alignment`.
 void together(const void* pointer, std::size_t stride_bytes, std::size_t alignment);
 
 cudaError_t launch(const cudaLaunchConfig_t& config, const std::function<void()>& kernel);
@@ -68,7 +76,8 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const std::function<void()>
 }  // namespace cuda_on_cpu
 
 template <typename... Parameters, typename... Arguments>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), const Arguments&... arguments) {
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               const Arguments&... arguments) {
   return cuda_on_cpu::launch(*config, [&] { kernel(arguments...); });
 }
 

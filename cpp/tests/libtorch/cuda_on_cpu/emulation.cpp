@@ -51,7 +51,8 @@ struct Thread {
   std::uint64_t trace = 0;  // of the warp's operations it took part in
 };
 
-// Runs the threads of one block after another. Threads that never wait share a fiber, without a switch between them.
+// Runs the threads of one block after another. Threads that never wait share a fiber, without a switch
+// between them.
 class Block {
  public:
   void run(unsigned threads, const std::function<void()>& kernel) {
@@ -91,8 +92,9 @@ class Block {
 
  private:
   bool all(unsigned begin, unsigned end, State state) const {
-    return std::all_of(threads_.begin() + begin, threads_.begin() + end,
-                       [&](const Thread& thread) { return thread.state == state || thread.state == State::ended; });
+    return std::all_of(threads_.begin() + begin, threads_.begin() + end, [&](const Thread& thread) {
+      return thread.state == state || thread.state == State::ended;
+    });
   }
 
   void release(unsigned begin, unsigned end) {
@@ -110,7 +112,8 @@ class Block {
     for (unsigned begin = 0; begin < count; begin += warp_size) {
       const unsigned end = std::min(count, begin + warp_size);
       for (unsigned i = begin; i < end; ++i)
-        if (threads_[i].trace != threads_[begin].trace) fail("threads of a warp do not take part in the same operations");
+        if (threads_[i].trace != threads_[begin].trace)
+          fail("threads of a warp do not take part in the same operations");
       if (all(begin, end, State::ready) || all(begin, end, State::at_warp)) release(begin, end);
     }
     if (round_.empty() && all(0, count, State::at_block)) release(0, count);
@@ -191,7 +194,8 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const std::function<void()>
       for (unsigned x = gridDim.x; x-- > 0;) {
         blockIdx = {x, y, z};
         std::memset(shared_memory, 0xff, config.dynamicSmemBytes);  // NaN
-        ASAN_POISON_MEMORY_REGION(shared_memory + config.dynamicSmemBytes, shared_memory_bytes - config.dynamicSmemBytes);
+        ASAN_POISON_MEMORY_REGION(shared_memory + config.dynamicSmemBytes,
+                                  shared_memory_bytes - config.dynamicSmemBytes);
         block.run(static_cast<unsigned>(threads), kernel);
         ASAN_UNPOISON_MEMORY_REGION(shared_memory, shared_memory_bytes);
       }

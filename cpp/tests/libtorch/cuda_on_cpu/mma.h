@@ -1,5 +1,6 @@
-// Products of 16×16 matrices by a warp; see cuda_runtime_api.h. Each thread holds, multiplies and stores half a column of the result:
-// how a GPU spreads a matrix over a warp is its secret too. Nothing here waits for the other threads, so that a missing
+// Products of 16×16 matrices by a warp; see cuda_runtime_api.h. Each thread holds, multiplies and stores half
+// a column of the result: how a GPU spreads a matrix over a warp is its secret too. Nothing here waits for
+// the other threads, so that a missing
 // __syncwarp shows.
 #pragma once
 
@@ -54,8 +55,10 @@ inline void fill_fragment(fragment<accumulator, 16, 16, 16, float>& d, float val
 }
 
 template <typename T>
-void mma_sync(fragment<accumulator, 16, 16, 16, float>& d, const fragment<matrix_a, 16, 16, 16, T, row_major>& a,
-              const fragment<matrix_b, 16, 16, 16, T, row_major>& b, const fragment<accumulator, 16, 16, 16, float>& c) {
+void mma_sync(fragment<accumulator, 16, 16, 16, float>& d,
+              const fragment<matrix_a, 16, 16, 16, T, row_major>& a,
+              const fragment<matrix_b, 16, 16, 16, T, row_major>& b,
+              const fragment<accumulator, 16, 16, 16, float>& c) {
   cuda_on_cpu::together(nullptr, 0, 1);
   for (int i = 0; i < 8; ++i) {
     d.sums[i] = c.sums[i];
@@ -63,7 +66,8 @@ void mma_sync(fragment<accumulator, 16, 16, 16, float>& d, const fragment<matrix
   }
 }
 
-inline void store_matrix_sync(float* to, const fragment<accumulator, 16, 16, 16, float>& d, unsigned ldm, layout_t) {
+inline void store_matrix_sync(float* to, const fragment<accumulator, 16, 16, 16, float>& d, unsigned ldm,
+                              layout_t) {
   cuda_on_cpu::together(to, ldm * sizeof(float), 32);
   for (unsigned i = 0; i < 8; ++i) to[(first_row() + i) * ldm + column()] = d.sums[i];
 }

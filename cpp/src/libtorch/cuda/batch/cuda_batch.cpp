@@ -14,12 +14,12 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include "image/buffer.h"
+#include "libtorch/cuda/batch/packing.h"
+#include "libtorch/cuda/batch/passes.h"
 #include "libtorch/cuda/check.h"
 #include "libtorch/cuda/own_stream.h"
-#include "image/buffer.h"
-#include "libtorch/cuda/batch/passes.h"
 #include "resample/normalization.h"
-#include "libtorch/cuda/batch/packing.h"
 
 namespace swsl {
 namespace {
@@ -32,15 +32,16 @@ void copy_to_device(void* to, const void* from, std::size_t size, cudaStream_t s
 }
 
 [[noreturn]] void out_of_memory(at::Device device) {
-  throw std::runtime_error("out of memory on " + device.str() + " for the pixels of a batch; take a smaller batch_size");
+  throw std::runtime_error("out of memory on " + device.str() +
+                           " for the pixels of a batch; take a smaller batch_size");
 }
 
 Element element(at::ScalarType dtype) {
   return dtype == at::kFloat ? Element::float32 : dtype == at::kHalf ? Element::float16 : Element::bfloat16;
 }
 
-// Pinned memory and its twin on the GPU, handed out piece by piece. Pieces never move: when room runs out, another segment is
-// added, and before the next batch all of them become one.
+// Pinned memory and its twin on the GPU, handed out piece by piece. Pieces never move: when room runs out,
+// another segment is added, and before the next batch all of them become one.
 class Staging {
  public:
   struct Piece {
@@ -48,9 +49,11 @@ class Staging {
   };
 
   Piece take(std::size_t bytes) {
-    if (segments_.empty() || segments_.back().used + bytes > segments_.back().size()) add(std::max(bytes, least));
+    if (segments_.empty() || segments_.back().used + bytes > segments_.back().size())
+      add(std::max(bytes, least));
     Segment& segment = segments_.back();
-    const Piece piece{segment.host.data_ptr<std::uint8_t>() + segment.used, segment.device.data_ptr<std::uint8_t>() + segment.used};
+    const Piece piece{segment.host.data_ptr<std::uint8_t>() + segment.used,
+                      segment.device.data_ptr<std::uint8_t>() + segment.used};
     segment.used += (bytes + 255) / 256 * 256;
     return piece;
   }
@@ -78,7 +81,8 @@ class Staging {
 
   void add(std::size_t bytes) {
     const auto size = static_cast<std::int64_t>(bytes);
-    segments_.push_back({at::empty({size}, at::TensorOptions(at::kByte).pinned_memory(true)), at::empty({size}, at::TensorOptions(device_).dtype(at::kByte))});
+    segments_.push_back({at::empty({size}, at::TensorOptions(at::kByte).pinned_memory(true)),
+                         at::empty({size}, at::TensorOptions(device_).dtype(at::kByte))});
   }
 
   const at::Device device_;
@@ -87,8 +91,8 @@ class Staging {
 
 class CudaBatch final : public BatchBuffer {
  public:
-  CudaBatch(const PreprocessSpec& spec, at::Device device, at::ScalarType dtype, Layout layout, int batch_size, WithPixels with_pixels,
-            std::shared_ptr<const Nvjpeg> nvjpeg)
+  CudaBatch(const PreprocessSpec& spec, at::Device device, at::ScalarType dtype, Layout layout,
+            int batch_size, WithPixels with_pixels, std::shared_ptr<const Nvjpeg> nvjpeg)
       : spec_(spec),
         device_(device),
         dtype_(dtype),
@@ -103,12 +107,15 @@ class CudaBatch final : public BatchBuffer {
     const c10::cuda::CUDAStreamGuard guard(stream_);
     const Normalization normalization = make_normalization(spec);
     const auto bytes = [](std::size_t size) { return static_cast<std::int64_t>(size); };
-    const auto on_device = at::TensorOptions(device).dtype(at::kByte), pinned = at::TensorOptions(at::kByte).pinned_memory(true);
+    const auto on_device = at::TensorOptions(device).dtype(at::kByte),
+               pinned = at::TensorOptions(at::kByte).pinned_memory(true);
     normalization_ = at::empty({bytes(sizeof normalization)}, on_device);
     host_descriptors_ = at::empty({bytes(places_.size() * sizeof(PackedImage))}, pinned);
     descriptors_ = at::empty({host_descriptors_.numel()}, on_device);
-    const auto format = layout == Layout::channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-    output_ = at::empty({batch_size, 3, spec.height, spec.width}, at::TensorOptions(device).dtype(dtype).memory_format(format));
+    const auto format =
+        layout == Layout::channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+    output_ = at::empty({batch_size, 3, spec.height, spec.width},
+                        at::TensorOptions(device).dtype(dtype).memory_format(format));
     copy_to_device(normalization_.data_ptr(), &normalization, sizeof normalization, stream_);
     stream_.synchronize();
     if (nvjpeg != nullptr) nvjpeg_.emplace(std::move(nvjpeg), batch_size);
@@ -121,9 +128,13 @@ class CudaBatch final : public BatchBuffer {
     }
   }
 
-  std::string prepare(const ImageSource& image, std::size_t place, const std::function<void()>& when_read) override {
+  std::string prepare(const ImageSource& image, std::size_t place,
+                      const std::function<void()>& when_read) override {
     UseJpeg use_jpeg;
-    if (nvjpeg_) use_jpeg = [&](const EncodedImage& jpeg, int height, int width) { return add(jpeg, height, width, place); };
+    if (nvjpeg_)
+      use_jpeg = [&](const EncodedImage& jpeg, int height, int width) {
+        return add(jpeg, height, width, place);
+      };
     return with_pixels_(image, when_read, [&](const ImageView& pixels) { add(pixels, place); }, use_jpeg);
   }
 
@@ -142,7 +153,8 @@ class CudaBatch final : public BatchBuffer {
     if (!images.empty()) {
       const std::int64_t blocks = arrange(images, middle_.data_ptr<std::uint8_t>());
       std::memcpy(host_descriptors_.data_ptr(), images.data(), images.size() * sizeof(PackedImage));
-      copy_to_device(descriptors_.data_ptr(), host_descriptors_.data_ptr(), images.size() * sizeof(PackedImage), stream_);
+      copy_to_device(descriptors_.data_ptr(), host_descriptors_.data_ptr(),
+                     images.size() * sizeof(PackedImage), stream_);
       const PackedBatch batch{static_cast<const PackedImage*>(descriptors_.data_ptr()),
                               static_cast<int>(images.size()),
                               spec_.height,
@@ -174,7 +186,8 @@ class CudaBatch final : public BatchBuffer {
 
   void add(const ImageView& pixels, std::size_t place) {
     if (pixels.data == nullptr || pixels.height < 1 || pixels.width < 1)
-      throw std::invalid_argument("image is " + std::to_string(pixels.height) + " × " + std::to_string(pixels.width) +
+      throw std::invalid_argument("image is " + std::to_string(pixels.height) + " × " +
+                                  std::to_string(pixels.width) +
                                   " (height × width), expected at least one pixel");
     Place& slot = places_.at(place);
     slot.plan = packing_.plan(pixels.height, pixels.width);
@@ -196,7 +209,8 @@ class CudaBatch final : public BatchBuffer {
     return true;
   }
 
-  // On the way to the GPU: slot.plan.bytes that `write` writes. Before the last batch has been computed it does not begin.
+  // On the way to the GPU: slot.plan.bytes that `write` writes. Before the last batch has been computed it
+  // does not begin.
   template <typename Write>
   void stage(Place& slot, const Write& write) {
     const c10::cuda::CUDAStreamGuard guard(stream_);
@@ -274,9 +288,9 @@ class CudaBatch final : public BatchBuffer {
   const OwnStream own_stream_;
   const c10::cuda::CUDAStream stream_;
   std::mutex mutex_;
-  Staging staging_;      // with mutex_ held
-  bool taken_ = false;   // likewise: the next image begins a new batch
-  c10::Event done_;      // with the last batch
+  Staging staging_;     // with mutex_ held
+  bool taken_ = false;  // likewise: the next image begins a new batch
+  c10::Event done_;     // with the last batch
   std::vector<Place> places_;
   std::vector<PackedImage> images_;  // of the batch that is taken
   at::Tensor normalization_, host_descriptors_, descriptors_, middle_, output_;
@@ -288,10 +302,12 @@ class CudaBatch final : public BatchBuffer {
 
 }  // namespace
 
-std::unique_ptr<BatchBuffer> make_cuda_batch(const PreprocessSpec& spec, at::Device device, at::ScalarType dtype, Layout layout, int batch_size,
+std::unique_ptr<BatchBuffer> make_cuda_batch(const PreprocessSpec& spec, at::Device device,
+                                             at::ScalarType dtype, Layout layout, int batch_size,
                                              WithPixels with_pixels, std::shared_ptr<const Nvjpeg> nvjpeg) {
   try {
-    return std::make_unique<CudaBatch>(spec, device, dtype, layout, batch_size, std::move(with_pixels), std::move(nvjpeg));
+    return std::make_unique<CudaBatch>(spec, device, dtype, layout, batch_size, std::move(with_pixels),
+                                       std::move(nvjpeg));
   } catch (const c10::OutOfMemoryError&) {
     out_of_memory(device);
   }

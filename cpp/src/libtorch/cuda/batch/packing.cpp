@@ -9,7 +9,9 @@ namespace {
 constexpr std::size_t alignment = 16;
 constexpr std::size_t readable_behind = 16;  // what the last word loads of a row may touch
 
-std::size_t round_up(std::size_t value, std::size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+std::size_t round_up(std::size_t value, std::size_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
 
 // Coefficients come in fours: taps that an output lacks are zero.
 std::size_t padded_taps(const Axis& axis) {
@@ -17,7 +19,9 @@ std::size_t padded_taps(const Axis& axis) {
 }
 
 std::size_t table_bytes(const Axis& axis) {
-  return round_up(static_cast<std::size_t>(axis.geometry.count) * (2 + padded_taps(axis)) * sizeof(std::int32_t), alignment);
+  return round_up(
+      static_cast<std::size_t>(axis.geometry.count) * (2 + padded_taps(axis)) * sizeof(std::int32_t),
+      alignment);
 }
 
 // Starts are counted from pixel `first` of the axis.
@@ -27,7 +31,8 @@ void write_table(const Axis& axis, int first, std::int32_t* table) {
     table[i] = axis.start[i] - first;
     table[count + i] = axis.taps[i];
     for (std::size_t t = 0; t < taps; ++t)
-      table[(2 + t) * count + i] = t < static_cast<std::size_t>(axis.taps[i]) ? axis.coefficients[i * axis.stride + t] : 0;
+      table[(2 + t) * count + i] =
+          t < static_cast<std::size_t>(axis.taps[i]) ? axis.coefficients[i * axis.stride + t] : 0;
   }
 }
 
@@ -75,7 +80,8 @@ void Packing::write(const PackedPlan& plan, const ImageView& image, std::uint8_t
 }
 
 void Packing::write_tables(const PackedPlan& plan, std::uint8_t* memory) const {
-  write_table(plan.columns->axis, plan.first_column, reinterpret_cast<std::int32_t*>(memory + plan.columns_table));
+  write_table(plan.columns->axis, plan.first_column,
+              reinterpret_cast<std::int32_t*>(memory + plan.columns_table));
   write_table(plan.rows->axis, plan.first_row, reinterpret_cast<std::int32_t*>(memory + plan.rows_table));
 }
 
@@ -85,7 +91,9 @@ PackedImage PackedPlan::describe(const std::uint8_t* memory, const std::uint8_t*
   image.row_stride = static_cast<std::int64_t>(row_stride);
   image.vertical_first = geometry.vertical_first;
   image.source_rows = rows->axis.end - rows->axis.begin;
-  const auto table = [memory](std::size_t offset) { return memory ? reinterpret_cast<const std::int32_t*>(memory + offset) : nullptr; };
+  const auto table = [memory](std::size_t offset) {
+    return memory ? reinterpret_cast<const std::int32_t*>(memory + offset) : nullptr;
+  };
   image.rows = {table(rows_table), geometry.rows.count, geometry.rows.padding};
   image.columns = {table(columns_table), geometry.columns.count, geometry.columns.padding};
   image.middle_stride = geometry.vertical_first ? image.row_stride : 4 * std::int64_t{geometry.columns.count};

@@ -6,7 +6,8 @@
 //   images.push_back(plan.describe(gpu_memory));
 //   const auto blocks = arrange(images, middle);        // once the batch is complete
 //
-// An image that the GPU itself decodes is there already, and whole: plan_decoded, write_tables, describe(gpu_memory, its_pixels).
+// An image that the GPU itself decodes is there already, and whole: plan_decoded, write_tables,
+// describe(gpu_memory, its_pixels).
 #pragma once
 
 #include <cstddef>
@@ -14,10 +15,10 @@
 #include <memory>
 #include <vector>
 
-#include "resample/axis.h"
-#include "libtorch/cuda/batch/packed.h"
-#include "resample/prepared.h"
 #include <swsl/preprocessor.h>
+#include "libtorch/cuda/batch/packed.h"
+#include "resample/axis.h"
+#include "resample/prepared.h"
 
 namespace swsl::resample {
 
@@ -30,8 +31,8 @@ struct PackedPlan {
   std::size_t bytes;                      // a multiple of 16
   std::size_t middle_bytes;               // likewise
 
-  // For the packed bytes at `memory` (null: the sizes alone); `middle` and `first_block` are left to `arrange`. `decoded`: the first
-  // pixel of an image that was not packed.
+  // For the packed bytes at `memory` (null: the sizes alone); `middle` and `first_block` are left to
+  // `arrange`. `decoded`: the first pixel of an image that was not packed.
   PackedImage describe(const std::uint8_t* memory, const std::uint8_t* decoded = nullptr) const;
 };
 
@@ -42,8 +43,8 @@ class Packing {
 
   PackedPlan plan(int height, int width) const;
 
-  // Of an image that is on the GPU: its rows start at multiples of 4 bytes, `row_stride` apart, and 16 bytes behind the last one may
-  // be read. Only tables are copied.
+  // Of an image that is on the GPU: its rows start at multiples of 4 bytes, `row_stride` apart, and 16 bytes
+  // behind the last one may be read. Only tables are copied.
   PackedPlan plan_decoded(int height, int width, std::size_t row_stride) const;
 
   // Only the pixels of the source rectangle are read. `memory` is a multiple of 4 and takes plan.bytes.

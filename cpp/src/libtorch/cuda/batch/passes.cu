@@ -51,7 +51,8 @@ __device__ Rgb narrow(const std::uint8_t* row, const PackedAxis& axis, int x) {
 }
 
 // Four neighbouring bytes of output row y, made of the words of a column.
-__device__ std::uint32_t shorten(const std::uint8_t* column, std::int64_t stride, const PackedAxis& axis, int y) {
+__device__ std::uint32_t shorten(const std::uint8_t* column, std::int64_t stride, const PackedAxis& axis,
+                                 int y) {
   const std::int32_t taps = axis.table[axis.count + y];
   const std::int32_t* coefficients = axis.table + 2 * axis.count + y;
   const std::uint8_t* at = column + axis.table[y] * stride;
@@ -84,14 +85,17 @@ __device__ void first_pass(const PackedBatch& batch, std::int64_t block, int thr
     const std::int64_t y = item / image.columns.count, x = item % image.columns.count;
     const Rgb pixel = narrow(image.pixels + y * image.row_stride, image.columns, static_cast<int>(x));
     store_word(image.middle + y * image.middle_stride + 4 * x,
-               pixel.value[0] | static_cast<std::uint32_t>(pixel.value[1]) << 8 | static_cast<std::uint32_t>(pixel.value[2]) << 16);
+               pixel.value[0] | static_cast<std::uint32_t>(pixel.value[1]) << 8 |
+                   static_cast<std::uint32_t>(pixel.value[2]) << 16);
   }
 }
 
 // `table`: the one of batch.normalization that has batch.element.
 template <typename Value>
-__device__ void second_pass(const PackedBatch& batch, const Value (&table)[3][256], std::int64_t block, int thread) {
-  const std::int64_t blocks = second_pass_blocks(batch), plane = static_cast<std::int64_t>(batch.height) * batch.width;
+__device__ void second_pass(const PackedBatch& batch, const Value (&table)[3][256], std::int64_t block,
+                            int thread) {
+  const std::int64_t blocks = second_pass_blocks(batch),
+                     plane = static_cast<std::int64_t>(batch.height) * batch.width;
   const std::int64_t number = block / blocks, item = block % blocks * threads_per_block + thread;
   if (item >= plane) return;
   const PackedImage& image = batch.images[number];
@@ -102,12 +106,14 @@ __device__ void second_pass(const PackedBatch& batch, const Value (&table)[3][25
     if (image.vertical_first) {
       pixel = narrow(image.middle + y * image.middle_stride, image.columns, x);
     } else {
-      const std::uint32_t word = shorten(image.middle + 4 * static_cast<std::int64_t>(x), image.middle_stride, image.rows, y);
+      const std::uint32_t word =
+          shorten(image.middle + 4 * static_cast<std::int64_t>(x), image.middle_stride, image.rows, y);
       for (int c = 0; c < 3; ++c) pixel.value[c] = static_cast<std::uint8_t>(byte_of(word, c));
     }
   }
   Value* output = static_cast<Value*>(batch.output) + 3 * plane * number;
-  for (int c = 0; c < 3; ++c) output[batch.interleaved ? 3 * item + c : c * plane + item] = table[c][pixel.value[c]];
+  for (int c = 0; c < 3; ++c)
+    output[batch.interleaved ? 3 * item + c : c * plane + item] = table[c][pixel.value[c]];
 }
 
 __global__ void __launch_bounds__(threads_per_block) first_pass_kernel(PackedBatch batch) {
@@ -116,9 +122,15 @@ __global__ void __launch_bounds__(threads_per_block) first_pass_kernel(PackedBat
 
 __global__ void __launch_bounds__(threads_per_block) second_pass_kernel(PackedBatch batch) {
   switch (batch.element) {
-    case Element::float32: second_pass(batch, batch.normalization->float32, blockIdx.x, static_cast<int>(threadIdx.x)); break;
-    case Element::bfloat16: second_pass(batch, batch.normalization->bfloat16, blockIdx.x, static_cast<int>(threadIdx.x)); break;
-    case Element::float16: second_pass(batch, batch.normalization->float16, blockIdx.x, static_cast<int>(threadIdx.x)); break;
+    case Element::float32:
+      second_pass(batch, batch.normalization->float32, blockIdx.x, static_cast<int>(threadIdx.x));
+      break;
+    case Element::bfloat16:
+      second_pass(batch, batch.normalization->bfloat16, blockIdx.x, static_cast<int>(threadIdx.x));
+      break;
+    case Element::float16:
+      second_pass(batch, batch.normalization->float16, blockIdx.x, static_cast<int>(threadIdx.x));
+      break;
   }
 }
 
@@ -126,10 +138,14 @@ __global__ void __launch_bounds__(threads_per_block) second_pass_kernel(PackedBa
 
 const char* run_passes(const PackedBatch& batch, std::int64_t first_pass_blocks, cudaStream_t stream) {
   const std::int64_t second_pass_total = second_pass_blocks(batch) * batch.count;
-  if (first_pass_blocks > most_blocks || second_pass_total > most_blocks) return "the batch has more pixels than one launch can take";
+  if (first_pass_blocks > most_blocks || second_pass_total > most_blocks)
+    return "the batch has more pixels than one launch can take";
   if (batch.count == 0) return nullptr;
-  const char* error = launch(first_pass_kernel, static_cast<unsigned>(first_pass_blocks), threads_per_block, 0, stream, batch);
-  return error ? error : launch(second_pass_kernel, static_cast<unsigned>(second_pass_total), threads_per_block, 0, stream, batch);
+  const char* error = launch(first_pass_kernel, static_cast<unsigned>(first_pass_blocks), threads_per_block,
+                             0, stream, batch);
+  return error ? error
+               : launch(second_pass_kernel, static_cast<unsigned>(second_pass_total), threads_per_block, 0,
+                        stream, batch);
 }
 
 }  // namespace swsl::resample

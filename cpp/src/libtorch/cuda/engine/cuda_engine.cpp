@@ -25,13 +25,13 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
-#include "libtorch/cuda/own_stream.h"
 #include "engine/batch_check.h"
-#include "libtorch/graph_reader.h"
+#include "engine/turns.h"
 #include "libtorch/cuda/engine/graph.h"
 #include "libtorch/cuda/engine/network.h"
+#include "libtorch/cuda/own_stream.h"
+#include "libtorch/graph_reader.h"
 #include "libtorch/parts.h"
-#include "engine/turns.h"
 
 namespace swsl {
 namespace {
@@ -41,8 +41,8 @@ using namespace cuda;
 // More than a stream of one image size ever needs: 1, 2, 3, 4, 6, … 256.
 constexpr std::size_t most_buckets = 24;
 
-// Neither gradients nor inference tensors nor automatic casts, whichever mode the caller is in: what is kept here is written again and
-// again, which an inference tensor allows in inference mode only.
+// Neither gradients nor inference tensors nor automatic casts, whichever mode the caller is in: what is kept
+// here is written again and again, which an inference tensor allows in inference mode only.
 struct PlainMode {
   const c10::InferenceMode normal{false};
   const c10::AutoGradMode no_grad{false};
@@ -99,10 +99,12 @@ class CudaEngine final : public Engine {
     network_.emplace(std::move(network), device_, dtype_, options.tf32);
     // TF32 has float16's ten bits of mantissa, and so its tolerance.
     const auto tolerance_of = options.tf32 ? at::kHalf : dtype_;
-    info_.golden = model.check_golden([&](const at::Tensor& batch) { return Outputs{forward(batch), embed(batch)}; }, tolerance_of);
+    info_.golden = model.check_golden(
+        [&](const at::Tensor& batch) { return Outputs{forward(batch), embed(batch)}; }, tolerance_of);
     const auto& shape = model.metadata().golden.shape;
     in_parts<c10::OutOfMemoryError>(
-        max_batch_, most_, [&](std::int64_t, int size) { bucket_for(lane, size, shape[2], shape[3]); }, [&] { give_back(lane); });
+        max_batch_, most_, [&](std::int64_t, int size) { bucket_for(lane, size, shape[2], shape[3]); },
+        [&] { give_back(lane); });
     info_.reason = describe(bucket_for(lane, most_, shape[2], shape[3]));
     // The kernels of a large batch are others than those of a small one.
     const GoldenResult of_largest = model.check_golden(
@@ -154,7 +156,8 @@ class CudaEngine final : public Engine {
       turn.lane.stream.synchronize();
       return times;
     } catch (const c10::OutOfMemoryError&) {
-      throw std::runtime_error("out of memory on " + info_.device + " for a batch of " + std::to_string(batch.size(0)) +
+      throw std::runtime_error("out of memory on " + info_.device + " for a batch of " +
+                               std::to_string(batch.size(0)) +
                                " images, which is profiled in one piece; take a smaller one");
     }
   }
@@ -194,7 +197,7 @@ class CudaEngine final : public Engine {
     return *found;
   }
 
-  at::Tensor compute(const at::Tensor& batch, at::Tensor Outputs::*which) {
+  at::Tensor compute(const at::Tensor& batch, at::Tensor Outputs::* which) {
     check_batch(batch);
     check_process(process_, lost_by_fork);
     const PlainMode mode;
@@ -210,8 +213,8 @@ class CudaEngine final : public Engine {
       const at::Tensor& rows = bucket.outputs.*which;
       if (!result.defined()) result = at::empty({count, rows.size(1)}, rows.options());
       if (size == 0) return;
-      // First to the GPU, which converts faster than the CPU. Rows of the input behind `size` keep what they had: nobody reads
-      // what becomes of them.
+      // First to the GPU, which converts faster than the CPU. Rows of the input behind `size` keep what they
+      // had: nobody reads what becomes of them.
       bucket.input.narrow(0, 0, size).copy_(batch.narrow(0, begin, size).to(device_));
       if (bucket.graph)
         bucket.graph->replay();
@@ -244,13 +247,16 @@ class CudaEngine final : public Engine {
     ready.block(lane.stream);
   }
 
-  // On the lane's stream, in a turn. The reference is good until the next call. A size is measured, in a second or more, when it
-  // comes for the second time: for one that comes once, such as the rest of a folder, that would not pay.
+  // On the lane's stream, in a turn. The reference is good until the next call. A size is measured, in a
+  // second or more, when it comes for the second time: for one that comes once, such as the rest of a folder,
+  // that would not pay.
   Bucket& bucket_for(Lane& lane, int wanted, std::int64_t height, std::int64_t width) {
     const int size = bucket_size(wanted, std::max(most_.load(), wanted));
     auto found = lane.buckets.end();
     for (auto it = lane.buckets.begin(); it != lane.buckets.end(); ++it)
-      if (it->height == height && it->width == width && it->size >= size && (found == lane.buckets.end() || it->size < found->size)) found = it;
+      if (it->height == height && it->width == width && it->size >= size &&
+          (found == lane.buckets.end() || it->size < found->size))
+        found = it;
     if (found != lane.buckets.end() && (found->size == size || comes_first({size, height, width}))) {
       lane.buckets.splice(lane.buckets.begin(), lane.buckets, found);
       return lane.buckets.front();
@@ -261,8 +267,10 @@ class CudaEngine final : public Engine {
     }
     const std::lock_guard turn(building());
     Bucket bucket{size, height, width, {}, {}, {}, nullptr};
-    const auto noise = at::randn({1, 3, height, width}, at::detail::createCPUGenerator(), at::TensorOptions(at::kFloat));
-    bucket.input = noise.to(device_, dtype_).repeat({size, 1, 1, 1}).contiguous(at::MemoryFormat::ChannelsLast);
+    const auto noise =
+        at::randn({1, 3, height, width}, at::detail::createCPUGenerator(), at::TensorOptions(at::kFloat));
+    bucket.input =
+        noise.to(device_, dtype_).repeat({size, 1, 1, 1}).contiguous(at::MemoryFormat::ChannelsLast);
     auto [known, fresh] = methods_.try_emplace({size, height, width});
     if (fresh) {
       try {
@@ -276,16 +284,19 @@ class CudaEngine final : public Engine {
     network_->run(bucket.input, bucket.methods);  // libraries load what they need: not while capturing
     lane.stream.synchronize();
     c10::cuda::CUDACachingAllocator::emptyCache();  // what this took: the graph's pool has memory of its own
-    if (std::none_of(lane.buckets.begin(), lane.buckets.end(), [](const Bucket& other) { return other.graph != nullptr; }))
+    if (std::none_of(lane.buckets.begin(), lane.buckets.end(),
+                     [](const Bucket& other) { return other.graph != nullptr; }))
       lane.pool = at::cuda::graph_pool_handle();  // a pool without graphs is gone for good
     try {
-      bucket.graph = std::make_unique<Graph>(lane.pool, [&] { bucket.outputs = network_->run(bucket.input, bucket.methods); });
+      bucket.graph = std::make_unique<Graph>(
+          lane.pool, [&] { bucket.outputs = network_->run(bucket.input, bucket.methods); });
     } catch (const c10::OutOfMemoryError&) {
       throw;
     } catch (const std::exception& error) {
       const std::string message = error.what();
       if (notes_.find("without CUDA graphs") == std::string::npos)
-        notes_ += "; without CUDA graphs: " + message.substr(0, std::min<std::size_t>(message.find('\n'), 200));
+        notes_ +=
+            "; without CUDA graphs: " + message.substr(0, std::min<std::size_t>(message.find('\n'), 200));
       bucket.outputs = network_->run(bucket.input, bucket.methods);
     }
     lane.buckets.push_front(std::move(bucket));
@@ -316,11 +327,14 @@ class CudaEngine final : public Engine {
   std::string describe(const Bucket& bucket) {
     std::map<std::string, int> counts;
     for (const auto method : network_->convolutions(bucket.methods)) ++counts[name(method)];
-    std::string text = "fused layers, channels-last, a CUDA graph for each batch size; by measurement at batch " + std::to_string(bucket.size) + ":";
+    std::string text =
+        "fused layers, channels-last, a CUDA graph for each batch size; by measurement at batch " +
+        std::to_string(bucket.size) + ":";
     for (const auto& [method, count] : counts) text += ' ' + std::to_string(count) + " × " + method + ',';
     text.pop_back();
     if (most_ < max_batch_)
-      text += "; batches are cut into parts of " + std::to_string(most_) + ", for " + std::to_string(max_batch_) + " images do not fit in the memory";
+      text += "; batches are cut into parts of " + std::to_string(most_) + ", for " +
+              std::to_string(max_batch_) + " images do not fit in the memory";
     return text + notes_;
   }
 
@@ -342,7 +356,8 @@ class CudaEngine final : public Engine {
 
 }  // namespace
 
-std::unique_ptr<Engine> make_cuda_engine(const FrozenModel& model, const EngineOptions& options, std::string& why) {
+std::unique_ptr<Engine> make_cuda_engine(const FrozenModel& model, const EngineOptions& options,
+                                         std::string& why) {
   try {
     cpu::FusedNetwork network = cpu::read_model(model);
     auto engine = std::make_unique<CudaEngine>(model, std::move(network), options);
@@ -352,7 +367,8 @@ std::unique_ptr<Engine> make_cuda_engine(const FrozenModel& model, const EngineO
   } catch (const cpu::UnsupportedNetwork& error) {
     why = std::string("the CUDA engine has no ") + error.what();
   } catch (const c10::OutOfMemoryError& error) {
-    throw std::runtime_error("out of memory on " + options.device.str() + ": the network does not fit beside what the GPU holds already");
+    throw std::runtime_error("out of memory on " + options.device.str() +
+                             ": the network does not fit beside what the GPU holds already");
   } catch (const c10::Error& error) {
     why = std::string("the CUDA engine failed: ") + error.what_without_backtrace();
     why.resize(std::min<std::size_t>(why.find('\n'), std::min<std::size_t>(why.size(), 300)));

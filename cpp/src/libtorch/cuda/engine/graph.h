@@ -20,22 +20,26 @@
 
 namespace swsl::cuda {
 
-// What `work` enqueues on the current stream, an OwnStream, instead of being run; its memory comes from the pool, which is gone for
-// good with its last graph.
+// What `work` enqueues on the current stream, an OwnStream, instead of being run; its memory comes from the
+// pool, which is gone for good with its last graph.
 //
-// Not at::cuda::CUDAGraph, which until torch 2.13 stops every thread's use of the device's random numbers while it captures, and
-// leaves the allocator and these numbers unusable where a capture fails.
+// Not at::cuda::CUDAGraph, which until torch 2.13 stops every thread's use of the device's random numbers
+// while it captures, and leaves the allocator and these numbers unusable where a capture fails.
 class Graph {
  public:
-  // Throws what `work` throws, or what made its operations no graph; the stream can be used again in either case.
+  // Throws what `work` throws, or what made its operations no graph; the stream can be used again in either
+  // case.
   template <typename Work>
   Graph(at::cuda::MempoolId_t pool, const Work& work)
-      : device_(c10::cuda::getCurrentCUDAStream().device_index()), stream_(c10::cuda::getCurrentCUDAStream()), pool_(pool) {
+      : device_(c10::cuda::getCurrentCUDAStream().device_index()),
+        stream_(c10::cuda::getCurrentCUDAStream()),
+        pool_(pool) {
     auto* const allocator = c10::cuda::CUDACachingAllocator::get();
     const auto times_full = [&] { return allocator->getDeviceStats(device_).num_ooms; };
     const auto full_before = times_full();
     forget_workspaces();
-    allocator->beginAllocateToPool(device_, pool_, [stream = stream_](cudaStream_t other) { return other == stream; });
+    allocator->beginAllocateToPool(device_, pool_,
+                                   [stream = stream_](cudaStream_t other) { return other == stream; });
     cudaGraph_t graph = nullptr;
     std::exception_ptr failure;
     // Other threads may go on using CUDA.
@@ -51,14 +55,16 @@ class Graph {
       mark_end(allocator);
     }
     allocator->endAllocateToPool(device_, pool_);
-    if (error == cudaSuccess && !failure) error = cudaGraphInstantiateWithFlags(&graph_, graph, cudaGraphInstantiateFlagAutoFreeOnLaunch);
+    if (error == cudaSuccess && !failure)
+      error = cudaGraphInstantiateWithFlags(&graph_, graph, cudaGraphInstantiateFlagAutoFreeOnLaunch);
     if (graph != nullptr) cudaGraphDestroy(graph);
     if (error == cudaSuccess && !failure) return;
     cudaGetLastError();
     forget_workspaces();
     allocator->releasePool(device_, pool_);
     // Libraries that find no memory try what a capture does not survive, and then tell of that.
-    TORCH_CHECK_WITH(OutOfMemoryError, error != cudaErrorMemoryAllocation && times_full() == full_before, "no memory for a CUDA graph");
+    TORCH_CHECK_WITH(OutOfMemoryError, error != cudaErrorMemoryAllocation && times_full() == full_before,
+                     "no memory for a CUDA graph");
     if (failure) std::rethrow_exception(failure);
     check(error);
   }
@@ -73,12 +79,16 @@ class Graph {
   void replay() const { check(cudaGraphLaunch(graph_, c10::cuda::getCurrentCUDAStream())); }
 
  private:
-  // cuBLAS's memory for this stream then comes from the graph's pool; memory from elsewhere could be given back under the graph.
+  // cuBLAS's memory for this stream then comes from the graph's pool; memory from elsewhere could be given
+  // back under the graph.
   void forget_workspaces() const {
 #if !__has_include(<ATen/cuda/CUDABlasWorkspace.h>)  // where it is, each call has its own
-    for (auto* workspaces : {&at::cuda::cublas_handle_stream_to_workspace(), &at::cuda::cublaslt_handle_stream_to_workspace()}) {
+    for (auto* workspaces :
+         {&at::cuda::cublas_handle_stream_to_workspace(), &at::cuda::cublaslt_handle_stream_to_workspace()}) {
       const std::unique_lock lock(workspaces->mutex);
-      std::erase_if(workspaces->map, [this](const auto& entry) { return std::get<1>(entry.first) == static_cast<void*>(stream_); });
+      std::erase_if(workspaces->map, [this](const auto& entry) {
+        return std::get<1>(entry.first) == static_cast<void*>(stream_);
+      });
     }
 #endif
   }
@@ -99,8 +109,9 @@ class Graph {
   cudaGraphExec_t graph_ = nullptr;
 };
 
-// Seconds that the GPU takes for work on the current stream. Several runs of it are timed as one graph, for between layers that are
-// launched one by one a GPU waits for the CPU, and in the engine's graphs it does not.
+// Seconds that the GPU takes for work on the current stream. Several runs of it are timed as one graph, for
+// between layers that are launched one by one a GPU waits for the CPU, and in the engine's graphs it does
+// not.
 class GpuTimer {
  public:
   GpuTimer() : stream_(c10::cuda::getCurrentCUDAStream()) {
@@ -116,7 +127,8 @@ class GpuTimer {
   }
   GpuTimer(const GpuTimer&) = delete;
 
-  // The fastest of a few measurements. `work` must have run before, so that libraries have loaded what they need.
+  // The fastest of a few measurements. `work` must have run before, so that libraries have loaded what they
+  // need.
   template <typename Work>
   double operator()(const Work& work) {
     constexpr int repeats = 10;

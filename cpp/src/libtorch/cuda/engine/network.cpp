@@ -38,7 +38,9 @@ bool is_narrow_grouped(const Layer& layer) {
 }
 
 // N×C×H×W in channels-last order as (N·H·W)×C, the same memory.
-at::Tensor as_matrix(const at::Tensor& image) { return image.permute({0, 2, 3, 1}).reshape({-1, image.size(1)}); }
+at::Tensor as_matrix(const at::Tensor& image) {
+  return image.permute({0, 2, 3, 1}).reshape({-1, image.size(1)});
+}
 
 // Methods round differently, hence the room; what is wrong is wrong by more.
 bool agree(const at::Tensor& a, const at::Tensor& b) {
@@ -46,7 +48,9 @@ bool agree(const at::Tensor& a, const at::Tensor& b) {
   const float allowed = 0.03f * std::max(std::abs(least.item<float>()), std::abs(most.item<float>())) + 1e-6f;
   const std::int64_t slice = std::max<std::int64_t>(1, b.size(0) / 8);  // at a time, for memory's sake
   for (std::int64_t begin = 0; begin < b.size(0); begin += slice) {
-    const auto part = [&](const at::Tensor& t) { return t.narrow(0, begin, std::min(slice, b.size(0) - begin)).to(at::kFloat); };
+    const auto part = [&](const at::Tensor& t) {
+      return t.narrow(0, begin, std::min(slice, b.size(0) - begin)).to(at::kFloat);
+    };
     if (!((part(a) - part(b)).abs_().max().item<float>() <= allowed)) return false;  // nor if it is NaN
   }
   return true;
@@ -57,9 +61,13 @@ using Kind = std::tuple<std::vector<std::int64_t>, int, int, std::array<int, 8>,
 
 Kind kind_of(const Layer& layer, const at::Tensor& input) {
   const cpu::Window& w = layer.window;
-  return {input.sizes().vec(), layer.out_channels, layer.groups,
-          {w.kernel_height, w.kernel_width, w.stride_height, w.stride_width, w.pad_height, w.pad_width, w.dilation_height, w.dilation_width},
-          layer.relu, layer.residual >= 0};
+  return {input.sizes().vec(),
+          layer.out_channels,
+          layer.groups,
+          {w.kernel_height, w.kernel_width, w.stride_height, w.stride_width, w.pad_height, w.pad_width,
+           w.dilation_height, w.dilation_width},
+          layer.relu,
+          layer.residual >= 0};
 }
 
 std::string shape_of(const at::Tensor& tensor) {
@@ -82,7 +90,11 @@ const char* name(Method method) {
 }
 
 DeviceNetwork::DeviceNetwork(cpu::FusedNetwork network, at::Device device, at::ScalarType dtype, bool tf32)
-    : last_use_(static_cast<std::size_t>(network.values), 0), input_(network.input), output_(network.output), dtype_(dtype), tf32_(tf32) {
+    : last_use_(static_cast<std::size_t>(network.values), 0),
+      input_(network.input),
+      output_(network.output),
+      dtype_(dtype),
+      tf32_(tf32) {
   features_ = network.layers.back().input;  // as `read_model` has made sure
   for (auto& layer : network.layers) {
     Step step;
@@ -91,10 +103,12 @@ DeviceNetwork::DeviceNetwork(cpu::FusedNetwork network, at::Device device, at::S
         return at::from_blob(const_cast<float*>(data), sizes, at::kFloat).to(device);
       };
       const std::int64_t out = layer.out_channels, in = layer.in_channels / layer.groups;
-      step.weight = on_device(layer.weights.get(), {out, in, layer.window.kernel_height, layer.window.kernel_width})
-                        .to(dtype)
-                        .contiguous(at::MemoryFormat::ChannelsLast);
-      step.bias32 = layer.bias ? on_device(layer.bias.get(), {out}) : at::zeros({out}, at::TensorOptions(device).dtype(at::kFloat));
+      step.weight =
+          on_device(layer.weights.get(), {out, in, layer.window.kernel_height, layer.window.kernel_width})
+              .to(dtype)
+              .contiguous(at::MemoryFormat::ChannelsLast);
+      step.bias32 = layer.bias ? on_device(layer.bias.get(), {out})
+                               : at::zeros({out}, at::TensorOptions(device).dtype(at::kFloat));
       step.bias = step.bias32.to(dtype);
       if (dtype != at::kFloat && is_narrow_grouped(layer)) {
         const auto packed = pack_grouped(layer.weights.get(), layer.out_channels, static_cast<int>(in));
@@ -108,59 +122,71 @@ DeviceNetwork::DeviceNetwork(cpu::FusedNetwork network, at::Device device, at::S
     step.layer = std::move(layer);
     steps_.push_back(std::move(step));
   }
-  for (const int kept : {output_, features_}) last_use_[static_cast<std::size_t>(kept)] = std::numeric_limits<std::size_t>::max();
+  for (const int kept : {output_, features_})
+    last_use_[static_cast<std::size_t>(kept)] = std::numeric_limits<std::size_t>::max();
 }
 
 void DeviceNetwork::add_epilogue(const Step& step, at::Tensor& output, const at::Tensor& residual) const {
   output = output.contiguous(at::MemoryFormat::ChannelsLast);
   at::Tensor added;
   if (residual.defined()) added = residual.contiguous(at::MemoryFormat::ChannelsLast);
-  check(run_epilogue(number(dtype_), output.data_ptr(), step.bias32.const_data_ptr<float>(), added.defined() ? added.data_ptr() : nullptr,
-                     output.numel() / output.size(1), static_cast<int>(output.size(1)), step.layer.relu, c10::cuda::getCurrentCUDAStream()));
+  check(run_epilogue(number(dtype_), output.data_ptr(), step.bias32.const_data_ptr<float>(),
+                     added.defined() ? added.data_ptr() : nullptr, output.numel() / output.size(1),
+                     static_cast<int>(output.size(1)), step.layer.relu, c10::cuda::getCurrentCUDAStream()));
 }
 
-at::Tensor DeviceNetwork::convolve(const Step& step, Method method, const at::Tensor& input, const at::Tensor& residual) const {
+at::Tensor DeviceNetwork::convolve(const Step& step, Method method, const at::Tensor& input,
+                                   const at::Tensor& residual) const {
   const Layer& layer = step.layer;
   const cpu::Window& w = layer.window;
   const auto stride = two(w.stride_height, w.stride_width), padding = two(w.pad_height, w.pad_width);
   const auto dilation = two(w.dilation_height, w.dilation_width);
   switch (method) {
     case Method::plain: {
-      auto output = at::cudnn_convolution(input, step.weight, padding, stride, dilation, layer.groups, /*benchmark=*/true,
-                                          /*deterministic=*/false, /*allow_tf32=*/tf32_ || dtype_ != at::kFloat);
+      auto output = at::cudnn_convolution(
+          input, step.weight, padding, stride, dilation, layer.groups, /*benchmark=*/true,
+          /*deterministic=*/false, /*allow_tf32=*/tf32_ || dtype_ != at::kFloat);
       add_epilogue(step, output, residual);
       return output;
     }
     case Method::fused:
       if (residual.defined())
-        return at::cudnn_convolution_add_relu(input, step.weight, residual, 1.0, step.bias, stride, padding, dilation, layer.groups);
-      return at::cudnn_convolution_relu(input, step.weight, step.bias, stride, padding, dilation, layer.groups);
+        return at::cudnn_convolution_add_relu(input, step.weight, residual, 1.0, step.bias, stride, padding,
+                                              dilation, layer.groups);
+      return at::cudnn_convolution_relu(input, step.weight, step.bias, stride, padding, dilation,
+                                        layer.groups);
     case Method::matrix: {
-      const auto pixels = as_matrix(input), weight = step.weight.reshape({layer.out_channels, layer.in_channels}).t();
+      const auto pixels = as_matrix(input),
+                 weight = step.weight.reshape({layer.out_channels, layer.in_channels}).t();
       at::Tensor rows = residual.defined() ? at::mm(pixels, weight)
                         : layer.relu       ? at::_addmm_activation(step.bias, pixels, weight)
                                            : at::addmm(step.bias, pixels, weight);
-      at::Tensor output = rows.view({input.size(0), input.size(2), input.size(3), layer.out_channels}).permute({0, 3, 1, 2});
+      at::Tensor output =
+          rows.view({input.size(0), input.size(2), input.size(3), layer.out_channels}).permute({0, 3, 1, 2});
       if (residual.defined()) add_epilogue(step, output, residual);
       return output;
     }
     case Method::grouped_small:
     case Method::grouped_large: {
-      const std::size_t budget = method == Method::grouped_small ? std::size_t{24} << 10 : std::size_t{48} << 10;
+      const std::size_t budget =
+          method == Method::grouped_small ? std::size_t{24} << 10 : std::size_t{48} << 10;
       const auto from = input.contiguous(at::MemoryFormat::ChannelsLast);
-      const auto shape = make_grouped_shape(static_cast<int>(from.size(0)), static_cast<int>(from.size(2)), static_cast<int>(from.size(3)),
-                                            layer.in_channels, w.stride_height, budget);
+      const auto shape =
+          make_grouped_shape(static_cast<int>(from.size(0)), static_cast<int>(from.size(2)),
+                             static_cast<int>(from.size(3)), layer.in_channels, w.stride_height, budget);
       auto output = at::empty({from.size(0), layer.out_channels, shape.out_height, shape.out_width},
                               from.options().memory_format(at::MemoryFormat::ChannelsLast));
-      check(run_grouped(number(dtype_), shape, from.data_ptr(), step.grouped.data_ptr(), step.bias32.const_data_ptr<float>(), layer.relu,
-                        output.data_ptr(), c10::cuda::getCurrentCUDAStream()));
+      check(run_grouped(number(dtype_), shape, from.data_ptr(), step.grouped.data_ptr(),
+                        step.bias32.const_data_ptr<float>(), layer.relu, output.data_ptr(),
+                        c10::cuda::getCurrentCUDAStream()));
       return output;
     }
   }
   throw std::logic_error("an unknown method");
 }
 
-// cuDNN's fused operations and cuBLAS take TF32 as LibTorch's global switches say, so that float32 is left to `plain`.
+// cuDNN's fused operations and cuBLAS take TF32 as LibTorch's global switches say, so that float32 is left to
+// `plain`.
 std::vector<Method> DeviceNetwork::candidates(const Step& step) const {
   std::vector<Method> result{Method::plain};
   if (dtype_ == at::kFloat) return result;
@@ -180,14 +206,19 @@ Outputs DeviceNetwork::walk(const at::Tensor& input, const Convolve& convolve) c
   values[static_cast<std::size_t>(input_)] = input;
   for (std::size_t i = 0; i < steps_.size(); ++i) {
     const Layer& layer = steps_[i].layer;
-    auto &from = values[static_cast<std::size_t>(layer.input)], &to = values[static_cast<std::size_t>(layer.output)];
-    const at::Tensor residual = layer.residual >= 0 ? values[static_cast<std::size_t>(layer.residual)] : at::Tensor();
+    auto &from = values[static_cast<std::size_t>(layer.input)],
+         &to = values[static_cast<std::size_t>(layer.output)];
+    const at::Tensor residual =
+        layer.residual >= 0 ? values[static_cast<std::size_t>(layer.residual)] : at::Tensor();
     to = convolve(i, from, residual);
     // Memory that nobody reads any more goes back, for the next layers to use.
     for (const int value : {layer.input, layer.residual})
-      if (value >= 0 && last_use_[static_cast<std::size_t>(value)] == i) values[static_cast<std::size_t>(value)].reset();
+      if (value >= 0 && last_use_[static_cast<std::size_t>(value)] == i)
+        values[static_cast<std::size_t>(value)].reset();
   }
-  const auto flat = [&](int value) { return values[static_cast<std::size_t>(value)].flatten(1).to(at::kFloat); };
+  const auto flat = [&](int value) {
+    return values[static_cast<std::size_t>(value)].flatten(1).to(at::kFloat);
+  };
   return {flat(output_), flat(features_)};
 }
 
@@ -196,17 +227,29 @@ namespace {
 at::Tensor max_pool(const cpu::Window& w, const at::Tensor& input) {
   const auto from = input.contiguous(at::MemoryFormat::ChannelsLast);
   const auto size = [&](int dimension) { return static_cast<int>(from.size(dimension)); };
-  const PoolShape shape{size(0), size(2), size(3), size(1), (size(2) + 2 * w.pad_height - w.kernel_height) / w.stride_height + 1,
-                        (size(3) + 2 * w.pad_width - w.kernel_width) / w.stride_width + 1, w.kernel_height, w.kernel_width, w.stride_height,
-                        w.stride_width, w.pad_height, w.pad_width};
-  auto output = at::empty({shape.images, shape.channels, shape.out_height, shape.out_width}, from.options().memory_format(at::MemoryFormat::ChannelsLast));
-  check(run_max_pool(number(from.scalar_type()), shape, from.const_data_ptr(), output.data_ptr(), c10::cuda::getCurrentCUDAStream()));
+  const PoolShape shape{size(0),
+                        size(2),
+                        size(3),
+                        size(1),
+                        (size(2) + 2 * w.pad_height - w.kernel_height) / w.stride_height + 1,
+                        (size(3) + 2 * w.pad_width - w.kernel_width) / w.stride_width + 1,
+                        w.kernel_height,
+                        w.kernel_width,
+                        w.stride_height,
+                        w.stride_width,
+                        w.pad_height,
+                        w.pad_width};
+  auto output = at::empty({shape.images, shape.channels, shape.out_height, shape.out_width},
+                          from.options().memory_format(at::MemoryFormat::ChannelsLast));
+  check(run_max_pool(number(from.scalar_type()), shape, from.const_data_ptr(), output.data_ptr(),
+                     c10::cuda::getCurrentCUDAStream()));
   return output;
 }
 
 at::Tensor pool(const Layer& layer, const at::Tensor& input) {
   const cpu::Window& w = layer.window;
-  const auto kernel = two(w.kernel_height, w.kernel_width), stride = two(w.stride_height, w.stride_width), padding = two(w.pad_height, w.pad_width);
+  const auto kernel = two(w.kernel_height, w.kernel_width), stride = two(w.stride_height, w.stride_width),
+             padding = two(w.pad_height, w.pad_width);
   if (layer.operation == Operation::max_pool) return max_pool(w, input);
   if (layer.operation == Operation::average_pool) return at::avg_pool2d(input, kernel, stride, padding);
   if (layer.operation == Operation::global_average_pool) return input.mean({2, 3}, /*keepdim=*/true);
@@ -215,14 +258,17 @@ at::Tensor pool(const Layer& layer, const at::Tensor& input) {
 
 }  // namespace
 
-Outputs DeviceNetwork::run(const at::Tensor& input, const Methods& methods, std::vector<LayerTime>* times) const {
+Outputs DeviceNetwork::run(const at::Tensor& input, const Methods& methods,
+                           std::vector<LayerTime>* times) const {
   std::optional<GpuTimer> timer;
   if (times != nullptr) timer.emplace();
   return walk(input, [&](std::size_t i, const at::Tensor& from, const at::Tensor& residual) {
     const Layer& layer = steps_[i].layer;
     const bool is_convolution = layer.operation == Operation::convolution;
     at::Tensor to;
-    const auto work = [&] { to = is_convolution ? convolve(steps_[i], methods.at(i), from, residual) : pool(layer, from); };
+    const auto work = [&] {
+      to = is_convolution ? convolve(steps_[i], methods.at(i), from, residual) : pool(layer, from);
+    };
     work();
     if (times == nullptr) return to;
     LayerTime time;
@@ -232,7 +278,8 @@ Outputs DeviceNetwork::run(const at::Tensor& input, const Methods& methods, std:
     time.kernel = is_convolution ? name(methods.at(i)) : layer.name;
     time.shape = shape_of(from) + " → " + shape_of(to);
     if (is_convolution)
-      time.multiply_adds = static_cast<double>(to.numel()) * layer.in_channels / layer.groups * layer.window.kernel_height * layer.window.kernel_width;
+      time.multiply_adds = static_cast<double>(to.numel()) * layer.in_channels / layer.groups *
+                           layer.window.kernel_height * layer.window.kernel_width;
     times->push_back(time);
     return to;
   });
@@ -274,7 +321,8 @@ Methods DeviceNetwork::choose(const at::Tensor& input, std::string& notes) const
         }
       } catch (const c10::OutOfMemoryError&) {
         throw;
-      } catch (const std::exception&) {  // this library or card has no such kernel for this shape; `plain` has run already
+      } catch (const std::exception&) {  // this library or card has no such kernel for this shape; `plain`
+                                         // has run already
         cudaGetLastError();
       }
     }

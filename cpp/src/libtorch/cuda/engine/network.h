@@ -1,4 +1,5 @@
-// The fused network on a GPU: its weights there, and for each layer and batch size the fastest of the ways to compute it.
+// The fused network on a GPU: its weights there, and for each layer and batch size the fastest of the ways to
+// compute it.
 #pragma once
 
 #include <string>
@@ -19,7 +20,8 @@ enum class Method {
   plain,          // cuDNN's convolution, then our epilogue kernel
   fused,          // cuDNN's convolution with bias, addition and ReLU
   matrix,         // 1×1: cuBLAS, bias and ReLU in its epilogue where nothing is added
-  grouped_small,  // our tensor-core kernel for narrow groups, with little shared memory and many blocks at a time
+  grouped_small,  // our tensor-core kernel for narrow groups, with little shared memory and many blocks at a
+                  // time
   grouped_large,
 };
 const char* name(Method method);
@@ -27,8 +29,8 @@ const char* name(Method method);
 // One for each layer; of layers that are no convolutions without meaning.
 using Methods = std::vector<Method>;
 
-// Const functions may be called from several threads at once, but what `choose` measures is then not worth much. Everything is
-// enqueued on the current stream, of the current device.
+// Const functions may be called from several threads at once, but what `choose` measures is then not worth
+// much. Everything is enqueued on the current stream, of the current device.
 class DeviceNetwork {
  public:
   // dtype: kFloat, kHalf or kBFloat16. `tf32`: products of float32 numbers rounded to TF32; never without it.
@@ -40,7 +42,8 @@ class DeviceNetwork {
   // Of `methods`, those of convolutions.
   std::vector<Method> convolutions(const Methods& methods) const;
 
-  // Times every method of every kind of layer on this input; results that disagree with `plain` are out, and `notes` says so.
+  // Times every method of every kind of layer on this input; results that disagree with `plain` are out, and
+  // `notes` says so.
   Methods choose(const at::Tensor& input, std::string& notes) const;
 
  private:
@@ -55,7 +58,8 @@ class DeviceNetwork {
   template <typename Convolve>
   Outputs walk(const at::Tensor& input, const Convolve& convolve) const;
   std::vector<Method> candidates(const Step& step) const;
-  at::Tensor convolve(const Step& step, Method method, const at::Tensor& input, const at::Tensor& residual) const;
+  at::Tensor convolve(const Step& step, Method method, const at::Tensor& input,
+                      const at::Tensor& residual) const;
   void add_epilogue(const Step& step, at::Tensor& output, const at::Tensor& residual) const;
 
   std::vector<Step> steps_;

@@ -2,7 +2,7 @@
 
 #include <cstdio>
 
-#include "run/utf8.h"
+#include "model/utf8.h"
 
 namespace {
 

@@ -21,7 +21,7 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
-#include "run/utf8.h"
+#include "model/utf8.h"
 
 namespace py = pybind11;
 

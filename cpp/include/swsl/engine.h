@@ -1,12 +1,18 @@
 // What runs the forward pass. Everything around it (files, pixels, labels) is the runner's business.
 //
 //   auto model = swsl::FrozenModel::load("model.pt");
-//   auto engine = swsl::make_engine(model, {.device = at::kCPU, .dtype = at::kFloat, .threads = 2});
-//   at::Tensor logits = engine->forward(batch);   // N×3×H×W → N×classes
+//   auto engine = swsl::make_engine(model, {.threads = 2});
+//   std::vector<float> logits(2 * engine->info().classes);
+//   engine->forward(swsl::Batch::contiguous(pixels, {2, 3, 224, 224}), logits.data());
 //   std::cout << engine->info().name << ": " << engine->info().reason << '\n';
 //
-// Errors: std::invalid_argument for a batch of another shape or dtype, or options that cannot be had;
-// ModelError from make_engine for a module that does not pass its own golden check.
+// The core has an engine for float32 and bfloat16 on every CPU. Linking swsl::libtorch adds TorchScript's,
+// for float16 and for networks whose operators have no kernels here, and those for CUDA devices
+// (swsl/libtorch/tensors.h).
+//
+// Errors: std::invalid_argument for a batch of another shape or type, or options that cannot be had;
+// NeedsLibTorch for those that swsl::libtorch would have; ModelError from make_engine for a module that does
+// not pass its own golden check.
 //
 // On CUDA, batches are padded to one of a few sizes, each of which is measured and captured as a CUDA graph,
 // in a second or more: the largest and single images when the engine is made, others when they come for the
@@ -18,68 +24,75 @@
 #pragma once
 
 #include <memory>
+#include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
-#include <ATen/core/Tensor.h>
-#include <c10/core/Device.h>
-
 #include <swsl/api.h>
+#include <swsl/batch.h>
 #include <swsl/frozen_model.h>
 #include <swsl/layer_time.h>
 
 namespace swsl {
 
+// The core alone cannot do this, and swsl::libtorch is not linked. The message says what asks for it.
+class SWSL_API NeedsLibTorch : public std::invalid_argument {
+ public:
+  using std::invalid_argument::invalid_argument;
+};
+
 struct EngineOptions {
-  at::Device device = at::kCPU;
-  at::ScalarType dtype =
-      at::kFloat;      // of weights and activations: kFloat, kBFloat16, kHalf; Undefined: the
-                       // faster of the first two, bfloat16 only if its logits are within the tolerance
-  bool tf32 = false;   // with kFloat on CUDA: products of numbers rounded to TF32, in float16's tolerance
-  int threads = 0;     // of the forward pass on a CPU; 0: as many as torch uses (at::get_num_threads)
+  std::string device = "cpu";  // or as parse_device returns it
+  // Of weights and activations. Nothing: the faster of float32 and bfloat16, the latter only if its logits
+  // are within the tolerance.
+  std::optional<ElementType> dtype = ElementType::float32;
+  bool tf32 = false;  // with float32 on CUDA: products of numbers rounded to TF32, in float16's tolerance
+  int threads = 0;    // of the forward pass on a CPU; 0: as many as there are cores that this process may use
   int max_batch = 16;  // larger batches are computed in parts of at most this many images
 };
 
 struct EngineInfo {
-  std::string name;    // "torchscript", …
+  std::string name;    // "planned", "torchscript", "cuda"
   std::string device;  // "cpu", "cuda:0", …
   std::string dtype;   // "float32", "bfloat16", "float16", "tf32"
   int threads = 0;     // of the forward pass; 0 where the CPU does not compute it
   int at_once = 1;     // forward passes that can be under way at a time; further callers wait
   std::string reason;  // why this engine and this form of it
   GoldenResult golden;
+  int classes = 0;   // numbers in a row of logits
+  int features = 0;  // and in one of features
 };
 
 class SWSL_API Engine {
  public:
   virtual ~Engine() = default;
 
-  // batch: N×3×H×W, any floating dtype, any device, N ≥ 0. Returns float32 on the engine's device, N×classes
-  // and N×features.
-  virtual at::Tensor forward(const at::Tensor& batch) = 0;
-  virtual at::Tensor embed(const at::Tensor& batch) = 0;
+  // Of a batch N×3×H×W in the CPU's memory or the engine's device's, to float32 rows in the CPU's memory: N ×
+  // info().classes, and N × info().features.
+  virtual void forward(const Batch& batch, float* logits) = 0;
+  virtual void embed(const Batch& batch, float* features) = 0;
 
   virtual const EngineInfo& info() const = 0;
 
   // Times one forward pass of at most max_batch images, layer by layer; empty where the engine has no plan of
   // its own.
-  virtual std::vector<LayerTime> profile(const at::Tensor& batch);
+  virtual std::vector<LayerTime> profile(const Batch& batch);
 };
 
 // Floating-point operations a second that this processor reaches on `threads` threads with multiply-adds in
 // registers alone, measured now; 0 where the planned engine has no kernels for the dtype.
-SWSL_API double peak_flops(at::ScalarType dtype, int threads);
+SWSL_API double peak_flops(ElementType dtype, int threads);
 
 // The best engine for this model and machine, warm: its golden check has been run. It keeps no reference to
 // `model`, whose memory can be given back.
 SWSL_API std::unique_ptr<Engine> make_engine(const FrozenModel& model, const EngineOptions& options = {});
 
-SWSL_API at::ScalarType parse_dtype(
-    const std::string& name);  // "float32", "bfloat16", "float16", "auto" (Undefined)
-SWSL_API std::string dtype_name(at::ScalarType dtype);
+SWSL_API std::optional<ElementType> parse_dtype(
+    const std::string& name);  // "float32", "bfloat16", "float16", "auto" (nothing)
 
-// "cpu", "cuda", "cuda:1" or "auto" (the first CUDA device if there is one); refuses what this machine or
-// torch lacks.
-SWSL_API at::Device parse_device(const std::string& name);
+// "cpu", "cuda", "cuda:1" or "auto" (the first CUDA device if there is one) as "cpu" or "cuda:N"; refuses
+// what this machine or torch lacks.
+SWSL_API std::string parse_device(const std::string& name);
 
 }  // namespace swsl

@@ -21,6 +21,7 @@
 #pragma once
 
 #include <swsl/api.h>
+#include <swsl/batch.h>
 #include <swsl/image.h>
 
 #include <array>
@@ -40,9 +41,6 @@ struct PreprocessSpec {
   std::array<double, 3> mean;  // RGB, of values in [0, 1]
   std::array<double, 3> std;
 };
-
-// 16-bit elements are the float32 values rounded to nearest even, as `tensor.to(dtype)` rounds.
-enum class ElementType { float32, bfloat16, float16 };
 
 // Of one image: 3 planes of height × width, or height × width × 3.
 enum class Layout { planar, channels_last };

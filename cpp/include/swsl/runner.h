@@ -25,8 +25,6 @@
 #include <variant>
 #include <vector>
 
-#include <ATen/core/Tensor.h>
-
 #include <swsl/api.h>
 #include <swsl/engine.h>
 #include <swsl/frozen_model.h>
@@ -93,8 +91,14 @@ struct Result {
 // One row per image. The row of an image that could not be used is NaN, and errors[row] says why; ""
 // elsewhere.
 struct BatchResult {
-  at::Tensor rows;
-  std::vector<std::string> errors;
+  std::vector<float> rows;          // row-major
+  std::vector<std::int64_t> shape;  // of the rows: N×classes, N×features or N×3×H×W
+  std::vector<std::string> errors;  // N
+
+  std::span<const float> row(std::size_t i) const {
+    const std::size_t size = rows.size() / errors.size();
+    return std::span(rows).subspan(i * size, size);
+  }
 };
 
 class SWSL_API Runner {
@@ -110,19 +114,23 @@ class SWSL_API Runner {
   // they are read and computed batch_size at a time.
   std::vector<Result> classify(std::span<const ImageSource> images, int top_k = 5) const;
 
-  BatchResult logits(std::span<const ImageSource> images) const;      // float32 N×classes, on the CPU
-  BatchResult embed(std::span<const ImageSource> images) const;       // float32 N×features, on the CPU
-  BatchResult preprocess(std::span<const ImageSource> images) const;  // float32 N×3×H×W, on the CPU
+  BatchResult logits(std::span<const ImageSource> images) const;      // N×classes
+  BatchResult embed(std::span<const ImageSource> images) const;       // N×features
+  BatchResult preprocess(std::span<const ImageSource> images) const;  // N×3×H×W
 
-  at::Tensor forward(
-      const at::Tensor& batch) const;  // N×3×H×W → float32 logits N×classes, on the engine's device
+  // N×3×H×W, in the CPU's memory or the engine's device's → float32 logits N×classes, in the CPU's.
+  std::vector<float> forward(const Batch& batch) const;
+  void forward(const Batch& batch, float* logits) const;
 
   // One forward pass, layer by layer; empty where the engine has no plan of its own. At most batch_size
   // images.
-  std::vector<LayerTime> profile(const at::Tensor& batch) const;
+  std::vector<LayerTime> profile(const Batch& batch) const;
 
   // The predictions that one row of logits means.
-  std::vector<Prediction> predictions(const at::Tensor& logits_row, int top_k = 5) const;
+  std::vector<Prediction> predictions(std::span<const float> logits, int top_k = 5) const;
+
+  // What computes. Its own methods take no part in sharing the runner's cores.
+  Engine& engine() const;
 
   const Metadata& metadata() const;
   const EngineInfo& info() const;
@@ -137,9 +145,10 @@ class SWSL_API Runner {
 // How this library was built and what it can do here.
 struct BuildInfo {
   std::string swsl_version;
-  std::string torch_version;  // whose headers it was compiled with
-  bool jpeg = false;          // decoded by this library
+  bool jpeg = false;  // decoded by this library
   bool png = false;
+  // Of swsl::libtorch, where it is linked.
+  std::string torch_version;  // whose headers it was compiled with; "" where it is not linked
   bool cuda = false;          // torch's CUDA libraries are linked
   bool cuda_kernels = false;  // and our own kernels compiled: without them CUDA devices run TorchScript on
                               // images prepared by the CPU

@@ -62,8 +62,8 @@ struct StreamOptions {
 
 struct StreamResult {
   std::vector<Prediction> predictions;  // where these were asked for, the likeliest first
-  at::Tensor row;     // where these were asked for: the embedding or the logits, float32, on the CPU
-  std::string error;  // what was wrong with the image, "" if nothing was
+  std::vector<float> row;               // where these were asked for: the embedding or the logits
+  std::string error;                    // what was wrong with the image, "" if nothing was
 
   bool ok() const { return error.empty(); }
 };

@@ -10,8 +10,8 @@
 #include <optional>
 #include <string>
 
-#include <ATen/Parallel.h>
-#include <torch/version.h>
+#include "engine/backend.h"
+#include "engine/cpu_engine.h"
 
 namespace swsl {
 namespace {
@@ -25,9 +25,9 @@ class Chosen final : public Engine {
       : engine_(std::move(engine)), info_(engine_->info()) {
     info_.reason += "; dtype auto: " + why;
   }
-  at::Tensor forward(const at::Tensor& batch) override { return engine_->forward(batch); }
-  at::Tensor embed(const at::Tensor& batch) override { return engine_->embed(batch); }
-  std::vector<LayerTime> profile(const at::Tensor& batch) override { return engine_->profile(batch); }
+  void forward(const Batch& batch, float* logits) override { engine_->forward(batch, logits); }
+  void embed(const Batch& batch, float* features) override { engine_->embed(batch, features); }
+  std::vector<LayerTime> profile(const Batch& batch) override { return engine_->profile(batch); }
   const EngineInfo& info() const override { return info_; }
 
  private:
@@ -52,9 +52,9 @@ std::optional<fs::path> cache_file() {
 
 // Whatever could change the answer. The metadata hold the golden logits, so they tell models apart.
 std::string cache_key(const FrozenModel& model, const EngineOptions& options) {
-  const std::string all = processor() + '\n' + model.metadata().json + '\n' + options.device.str() + '\n' +
-                          std::to_string(options.threads ? options.threads : at::get_num_threads()) + '\n' +
-                          TORCH_VERSION + '\n' + SWSL_VERSION;
+  const std::string all = processor() + '\n' + model.metadata().json + '\n' + options.device + '\n' +
+                          std::to_string(options.threads) + '\n' +
+                          (backend() ? backend()->info().torch_version : "") + '\n' + SWSL_VERSION;
   return std::to_string(std::hash<std::string>{}(all));
 }
 
@@ -77,11 +77,12 @@ void remember(const std::string& key, const std::string& dtype) {
   std::ofstream(*path, std::ios::app) << key + ' ' + dtype + '\n';
 }
 
-double milliseconds(Engine& engine, const at::Tensor& batch) {
+double milliseconds(Engine& engine, const Batch& batch) {
+  std::vector<float> logits(static_cast<std::size_t>(batch.shape[0]) * engine.info().classes);
   double best = 1e9;
   for (int run = 0; run < 4; ++run) {
     const auto start = std::chrono::steady_clock::now();
-    engine.forward(batch).cpu();  // waits for a GPU
+    engine.forward(batch, logits.data());
     best = std::min(
         best, std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
   }
@@ -97,9 +98,11 @@ std::unique_ptr<Engine> make_fastest_engine(const FrozenModel& model, EngineOpti
     return std::make_unique<Chosen>(make_engine(model, options),
                                     known + " was the faster when first measured here");
   }
-  options.dtype = at::kFloat;
+  options.dtype = ElementType::float32;
   auto exact = make_engine(model, options);
-  options.dtype = at::kBFloat16;
+  options.dtype = ElementType::bfloat16;
+  if (options.device == "cpu" && !computes_fast(ElementType::bfloat16))
+    return std::make_unique<Chosen>(std::move(exact), "this processor has no instructions for bfloat16");
   std::unique_ptr<Engine> narrow;
   try {
     narrow = make_engine(model, options);
@@ -107,7 +110,9 @@ std::unique_ptr<Engine> make_fastest_engine(const FrozenModel& model, EngineOpti
     remember(key, "float32");
     return std::make_unique<Chosen>(std::move(exact), std::string("bfloat16 is out, ") + error.what());
   }
-  const at::Tensor batch = golden_input(model.metadata().golden.shape);
+  const auto& shape = model.metadata().golden.shape;
+  const auto input = golden_input(shape);
+  const auto batch = Batch::contiguous(input.data(), {shape[0], shape[1], shape[2], shape[3]});
   const double exact_ms = milliseconds(*exact, batch), narrow_ms = milliseconds(*narrow, batch);
   const bool take_narrow = narrow_ms < exact_ms;
   char why[80];

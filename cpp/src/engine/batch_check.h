@@ -1,34 +1,31 @@
-// What every engine demands of a batch, the process and the memory.
+// What every engine demands of a batch and of the process.
 #pragma once
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
-#include <ATen/core/Tensor.h>
+#include <swsl/batch.h>
 
 namespace swsl {
 
-inline void check_batch(const at::Tensor& batch) {
-  if (batch.dim() == 4 && batch.size(1) == 3 && batch.is_floating_point()) return;
-  std::string found = c10::toString(batch.scalar_type());
-  for (const auto n : batch.sizes()) found += ' ' + std::to_string(n);
-  throw std::invalid_argument("batch: expected a floating-point tensor N×3×height×width, got " + found);
+inline void check_batch(const Batch& batch) {
+  if (batch.shape[1] == 3 &&
+      std::all_of(batch.shape.begin(), batch.shape.end(), [](auto n) { return n >= 0; }) &&
+      batch.shape[2] < (1 << 24) && batch.shape[3] < (1 << 24))
+    return;
+  std::string found;
+  for (const auto n : batch.shape) found += (found.empty() ? "" : "×") + std::to_string(n);
+  throw std::invalid_argument("batch: expected N×3×height×width, got " + found);
 }
 
-inline void check_profiled(const at::Tensor& batch, int max_batch) {
+inline void check_profiled(const Batch& batch, int max_batch) {
   check_batch(batch);
-  if (batch.size(0) > max_batch)
+  if (batch.shape[0] > max_batch)
     throw std::invalid_argument("batch: expected at most " + std::to_string(max_batch) +
-                                " images to profile (max_batch), got " + std::to_string(batch.size(0)));
-}
-
-// Where not even a single image of the batch fits.
-[[noreturn]] inline void out_of_memory(const at::Tensor& batch, const std::string& device) {
-  throw std::runtime_error("out of memory on " + device + ": not even one image of " +
-                           std::to_string(batch.size(2)) + " × " + std::to_string(batch.size(3)) +
-                           " (height × width) fits beside what the GPU holds already");
+                                " images to profile (max_batch), got " + std::to_string(batch.shape[0]));
 }
 
 // `owner`: the process that made the engine. `lost`: what of it a fork leaves behind.

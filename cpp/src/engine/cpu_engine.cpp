@@ -3,23 +3,22 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <chrono>
 #include <list>
 #include <mutex>
 #include <numeric>
 #include <stdexcept>
-
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
+#include <utility>
 
 #include "engine/batch_check.h"
+#include "engine/float_batch.h"
 #include "engine/plan/pack.h"
 #include "engine/plan/plan.h"
-#include "engine/thread_pool.h"
-#include "engine/turns.h"
-#include "libtorch/fresh_thread.h"
-#include "libtorch/graph_reader.h"
+#include "model/network.h"
+#include "threads/thread_pool.h"
+#include "threads/turns.h"
 
 namespace swsl {
 namespace {
@@ -30,71 +29,94 @@ using namespace cpu;
 // bring.
 constexpr std::size_t most_plans = 8;
 
+// What the golden check of a sound file needs at most, many times over: the activations of one image.
+constexpr std::size_t most_arena_bytes = std::size_t{1} << 30;
+
+// The weights by their CRCs; several threads, for there may be gigabytes.
+FusedNetwork checked(const FrozenModel& model, FusedNetwork network, ThreadPool& threads) {
+  const auto& stored = model.network().stored;
+  std::atomic<std::size_t> next{0}, damaged{stored.size()};
+  threads.run([&](int) {
+    for (std::size_t i; (i = next.fetch_add(1)) < stored.size();)
+      if (crc32(stored[i].bytes) != stored[i].crc) damaged = i;
+  });
+  if (damaged < stored.size())
+    throw ModelError(model.path() + ": damaged: the CRC of its entry " + stored[damaged].name +
+                     " is not the one that the archive states; get it again, or export it again");
+  return network;
+}
+
 class CpuEngine final : public Engine {
  public:
   CpuEngine(const FrozenModel& model, FusedNetwork network, const KernelSet& kernels,
             const EngineOptions& options)
       : max_batch_(options.max_batch),
-        threads_(options.threads > 0 ? options.threads : at::get_num_threads()),
-        network_(pack(std::move(network), kernels, threads_)) {
+        threads_(options.threads),
+        network_(pack(checked(model, std::move(network), threads_), kernels, threads_)) {
     info_.name = "planned";
     info_.device = "cpu";
-    info_.dtype = dtype_name(options.dtype);
+    info_.dtype = dtype_name(*options.dtype);
     info_.threads = threads_.size();
     info_.reason = std::string("fused layers, weights packed for ") + name(kernels.isa);
-    const auto both = [&](const at::Tensor& batch) {
-      Outputs outputs{{}, at::empty({batch.size(0), network_.network.layers.back().in_channels}, at::kFloat)};
-      outputs.logits = compute(batch, false, nullptr, outputs.features.mutable_data_ptr<float>());
+    info_.classes = network_.network.layers.back().out_channels;
+    info_.features = network_.network.layers.back().in_channels;
+    const auto& shape = model.metadata().golden.shape;
+    try {
+      const Plan plan(network_, 1, static_cast<int>(shape[2]), static_cast<int>(shape[3]), threads_.size());
+      if (plan.arena_bytes() > most_arena_bytes)
+        throw UnsupportedNetwork("activations of more than a gigabyte an image");
+    } catch (const UnsupportedNetwork& error) {
+      throw ModelError(model.path() + ": its network does not go with its input size: " + error.what());
+    }
+    const auto both = [&](const Batch& batch) {
+      Outputs outputs{std::vector<float>(info_.classes), std::vector<float>(info_.features)};
+      compute(batch, {.logits = outputs.logits.data(), .features = outputs.features.data()});
       return outputs;
     };
-    info_.golden = model.check_golden(both, options.dtype);
+    info_.golden = model.check_golden(both, *options.dtype);
   }
 
-  at::Tensor forward(const at::Tensor& batch) override { return compute(batch, false, nullptr); }
-  at::Tensor embed(const at::Tensor& batch) override { return compute(batch, true, nullptr); }
-  std::vector<LayerTime> profile(const at::Tensor& batch) override {
+  void forward(const Batch& batch, float* logits) override { compute(batch, {.logits = logits}); }
+  void embed(const Batch& batch, float* features) override { compute(batch, {.features = features}); }
+  std::vector<LayerTime> profile(const Batch& batch) override {
     check_profiled(batch, max_batch_);
     std::vector<LayerTime> times;
-    compute(batch, false, &times);
+    std::vector<float> logits(static_cast<std::size_t>(batch.shape[0]) * info_.classes);
+    compute(batch, {.logits = logits.data(), .times = &times});
     return times;
   }
   const EngineInfo& info() const override { return info_; }
 
  private:
-  // `features_too`: where the features go beside logits.
-  at::Tensor compute(const at::Tensor& batch, bool features, std::vector<LayerTime>* times,
-                     float* features_too = nullptr) {
+  // What is asked for; the rest is null.
+  struct Wanted {
+    float* logits = nullptr;
+    float* features = nullptr;
+    std::vector<LayerTime>* times = nullptr;
+  };
+
+  void compute(const Batch& batch, const Wanted& wanted) {
     check_batch(batch);
     check_process(process_, "its threads stayed behind");
-    const bool as_needed = batch.is_cpu() && batch.scalar_type() == at::kFloat && batch.is_contiguous();
-    const auto convert = [&] { return batch.detach().to(at::kCPU, at::kFloat).contiguous(); };
-    const at::Tensor input = as_needed ? batch : on_fresh_thread(convert);
-    const auto height = static_cast<int>(input.size(2)), width = static_cast<int>(input.size(3));
-    const std::int64_t count = input.size(0), image = std::int64_t{3} * height * width;
+    const FloatBatch input(batch);
+    const auto height = static_cast<int>(batch.shape[2]), width = static_cast<int>(batch.shape[3]);
+    const std::int64_t count = batch.shape[0], image = std::int64_t{3} * height * width;
     const std::lock_guard turn(turn_);
-    at::Tensor output;
-    const auto rows = [&](const Plan& plan) {
-      const int columns = features ? plan.feature_channels() : plan.output_channels();
-      if (!output.defined()) output = at::empty({count, columns}, at::kFloat);
-      return columns;
-    };
-    if (count == 0) rows(plan_for(1, height, width));
     for (std::int64_t begin = 0; begin < count;) {
       const auto left = static_cast<std::uint64_t>(std::min<std::int64_t>(count - begin, max_batch_));
       const bool full = left == static_cast<std::uint64_t>(max_batch_);
-      const auto size = static_cast<int>(full || times != nullptr ? left : std::bit_floor(left));
+      const auto size = static_cast<int>(full || wanted.times != nullptr ? left : std::bit_floor(left));
       Plan& plan = plan_for(size, height, width);
-      const int columns = rows(plan);
-      const float* from = input.const_data_ptr<float>() + begin * image;
-      float* to = output.mutable_data_ptr<float>() + begin * columns;
-      if (features)
-        plan.run_features(from, to, arena_, threads_);
-      else
-        plan.run(from, to, arena_, threads_, times);
-      if (features_too != nullptr) plan.read_features(features_too + begin * plan.feature_channels());
+      const float* from = input.data() + begin * image;
+      float* features = wanted.features + (wanted.features == nullptr ? 0 : begin * info_.features);
+      if (wanted.logits == nullptr) {
+        plan.run_features(from, features, arena_, threads_);
+      } else {
+        plan.run(from, wanted.logits + begin * info_.classes, arena_, threads_, wanted.times);
+        if (features != nullptr) plan.read_features(features);
+      }
       begin += size;
     }
-    return output;
   }
 
   Plan& plan_for(int batch, int height, int width) {
@@ -128,13 +150,17 @@ class CpuEngine final : public Engine {
   EngineInfo info_;
 };
 
-const KernelSet* kernels_for(at::ScalarType dtype) {
-  return dtype == at::kFloat ? float32_kernels() : dtype == at::kBFloat16 ? bfloat16_kernels() : nullptr;
+const KernelSet* kernels_for(ElementType dtype) {
+  return dtype == ElementType::float16 ? nullptr : &best_kernels(dtype == ElementType::bfloat16);
 }
 
 }  // namespace
 
-double multiply_add_peak(at::ScalarType dtype, int thread_count) {
+bool computes_fast(ElementType dtype) {
+  return dtype == ElementType::float32 || (dtype == ElementType::bfloat16 && supported(cpu::Isa::avx512bf16));
+}
+
+double multiply_add_peak(ElementType dtype, int thread_count) {
   const KernelSet* kernels = kernels_for(dtype);
   if (kernels == nullptr) return 0;
   ThreadPool threads(thread_count);
@@ -155,23 +181,29 @@ double multiply_add_peak(at::ScalarType dtype, int thread_count) {
 
 std::unique_ptr<Engine> make_cpu_engine(const FrozenModel& model, const EngineOptions& options,
                                         std::string& why) {
-  const bool known_dtype = options.dtype == at::kFloat || options.dtype == at::kBFloat16;
-  const KernelSet* kernels = kernels_for(options.dtype);
+  const KernelSet* kernels = kernels_for(*options.dtype);
   if (kernels == nullptr) {
-    why = known_dtype ? "the planned engine needs a processor with " +
-                            std::string(options.dtype == at::kFloat ? "AVX2" : "AVX512-BF16") + " for " +
-                            dtype_name(options.dtype)
-                      : "the planned engine computes in float32 and bfloat16 only";
+    why = "the planned engine computes in float32 and bfloat16 only";
     return nullptr;
   }
   try {
-    FusedNetwork network = read_model(model);
-    if (network.layers.front().in_channels != 3)
-      throw UnsupportedNetwork("a first convolution of other than 3 channels");
+    FusedNetwork network = fuse(model.network());
+    const auto& first = network.layers.front();
+    const auto& last = network.layers.back();
+    if (first.operation != Operation::convolution || first.in_channels != 3)
+      throw UnsupportedNetwork("a first operation other than a convolution of 3 channels");
+    const auto& golden = model.metadata().golden.outputs;
+    if (last.operation != Operation::convolution ||
+        std::cmp_not_equal(last.out_channels, golden.logits.size()) ||
+        std::cmp_not_equal(last.in_channels, golden.features.size()))
+      throw UnsupportedNetwork("a last layer other than a classifier of " +
+                               std::to_string(golden.logits.size()) + " classes over " +
+                               std::to_string(golden.features.size()) + " features");
     auto engine = std::make_unique<CpuEngine>(model, std::move(network), *kernels, options);
-    const auto& golden = engine->info().golden;
-    if (golden.passed()) return engine;
-    why = "the planned engine failed the golden check: " + golden.text();
+    if (engine->info().golden.passed()) return engine;
+    throw ModelError(model.path() + ": golden check failed in " + engine->info().dtype +
+                     " on cpu: " + engine->info().golden.text() +
+                     (options.dtype == ElementType::float32 ? "; export it again" : "; use dtype float32"));
   } catch (const UnsupportedNetwork& error) {
     why = std::string("the planned engine has no ") + error.what();
   }

@@ -7,13 +7,17 @@
 
 namespace swsl {
 
-// The planned engine for x86 processors with AVX2 or AVX-512. Null where it does not apply; then `why` says
-// what stands in its way: the operator, the processor, the dtype, or a golden check that failed.
+// The planned engine, which every processor has. Null where it does not apply; then `why` says what stands in
+// its way: the operator or the dtype. Throws ModelError for a golden check that failed, or weights that are
+// damaged.
 std::unique_ptr<Engine> make_cpu_engine(const FrozenModel& model, const EngineOptions& options,
                                         std::string& why);
 
+// Whether this processor has instructions for the dtype.
+bool computes_fast(ElementType dtype);
+
 // Floating-point operations a second that `threads` threads reach with the registers alone; 0 where the
 // planned engine has no kernels for the dtype.
-double multiply_add_peak(at::ScalarType dtype, int threads);
+double multiply_add_peak(ElementType dtype, int threads);
 
 }  // namespace swsl

@@ -13,7 +13,7 @@
 #include <mutex>
 #include <thread>
 
-#include "engine/turns.h"
+#include "threads/turns.h"
 
 namespace swsl {
 

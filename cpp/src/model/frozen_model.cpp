@@ -4,32 +4,20 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
-#include <limits>
-#include <numeric>
+#include <system_error>
+#include <utility>
 
-#include <ATen/ATen.h>
-#include <c10/util/Exception.h>
-#include <caffe2/serialize/inline_container.h>
-#include <torch/csrc/jit/api/module.h>
-#include <torch/csrc/jit/serialization/import.h>
-
-#include <swsl/engine.h>
-
-#include "libtorch/fresh_thread.h"
+#include "model/archive.h"
 #include "model/json.h"
+#include "model/network.h"
+#include "model/utf8.h"
 
 namespace swsl {
 namespace {
 
-constexpr std::int64_t known_format = 2;
-constexpr const char* metadata_record = "extra/swsl.json";
-
-// LibTorch's messages end in a C++ backtrace, which tells a user nothing.
-std::string first_lines(const std::exception& error) {
-  const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
-  return torch_error ? torch_error->what_without_backtrace() : error.what();
-}
+constexpr std::int64_t known_format = 3;
+constexpr const char* metadata_entry = "extra/swsl.json";
+constexpr std::size_t longest_metadata = std::size_t{4} << 20;
 
 std::string describe(const std::vector<std::int64_t>& shape) {
   std::string text;
@@ -37,37 +25,48 @@ std::string describe(const std::vector<std::int64_t>& shape) {
   return text;
 }
 
-std::string read_record(const std::string& path) {
-  namespace fs = std::filesystem;
+std::shared_ptr<const Archive> open_archive(const std::string& path) {
   std::error_code ignored;
-  const auto status = fs::status(path, ignored);
-  if (!fs::exists(status))
+  const auto status = std::filesystem::status(path, ignored);
+  if (std::filesystem::is_directory(status))
+    throw ModelError(path + ": is a directory, expected a frozen module (.pt)");
+  if (!std::filesystem::exists(status))
     throw ModelError(path + ": no such file; expected a frozen module (make one with: swsl export)");
-  if (fs::is_directory(status)) throw ModelError(path + ": is a directory, expected a frozen module (.pt)");
-  std::ifstream file(path, std::ios::binary);
-  char magic[4] = {};
-  if (!file) throw ModelError(path + ": cannot be opened; check its permissions");
-  file.read(magic, sizeof magic);
-  if (file.gcount() != 4 || !std::equal(magic, magic + 4, "PK\3\4"))
-    throw ModelError(
-        path +
-        ": not a TorchScript archive (it does not start as a zip file); expected a frozen module, as"
-        " swsl export writes it. Weights saved by torch.save have to be exported first");
   try {
-    caffe2::serialize::PyTorchStreamReader reader(path);
-    if (!reader.hasRecord(metadata_record)) {
-      const bool script = reader.hasRecord("constants.pkl");
-      throw ModelError(path +
-                       (script
-                            ? ": a TorchScript module without swsl.json inside: not exported by swsl"
-                            : ": a zip file, but no TorchScript module; weights have to be exported first") +
-                       " (make a frozen module with: swsl export)");
-    }
-    auto [data, size] = reader.getRecord(metadata_record);
-    return std::string(static_cast<const char*>(data.get()), size);
-  } catch (const c10::Error& error) {
-    throw ModelError(path + ": damaged or incomplete archive: " + first_lines(error));
+    return std::make_shared<const Archive>(path);
+  } catch (const std::system_error& error) {
+    throw ModelError(path + ": cannot be read (" + error.code().message() + "); check its permissions");
+  } catch (const ArchiveError& error) {
+    throw ModelError(
+        path + ": no frozen module, or damaged: " + error.what() +
+        "; expected a file as swsl export writes it. Weights saved by torch.save have to be exported first");
   }
+}
+
+std::string read_metadata_text(const std::string& path, const Archive& archive) {
+  const auto* entry = archive.find(metadata_entry);
+  if (entry == nullptr) {
+    const bool script = archive.find("constants.pkl") != nullptr;
+    throw ModelError(path +
+                     (script ? ": a TorchScript module without swsl.json inside: not exported by swsl"
+                             : ": a zip file, but no TorchScript module; weights have to be exported first") +
+                     " (make a frozen module with: swsl export)");
+  }
+  if (entry->bytes.size() > longest_metadata)
+    throw ModelError(path + ": swsl.json inside it has " + std::to_string(entry->bytes.size()) +
+                     " bytes, expected at most " + std::to_string(longest_metadata));
+  const auto bytes = archive.read(metadata_entry);
+  std::string text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  if (!detail::is_utf8(text)) throw ArchiveError("swsl.json is no UTF-8");
+  return text;
+}
+
+constexpr std::size_t most_features = 1 << 16;
+
+std::string shortest(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", value);
+  return text;
 }
 
 std::vector<std::int64_t> integers(const Json& array) {
@@ -96,10 +95,10 @@ std::optional<std::string> optional_string(const Json& value) {
 PreprocessSpec parse_spec(const Json& json) {
   PreprocessSpec spec{};
   const auto size = integers(json.at("input_size"));
-  constexpr std::int64_t longest = 1 << 16;
+  constexpr std::int64_t longest = 1024;  // so that the golden check of a faulty file costs little
   if (size.size() != 2 || *std::min_element(size.begin(), size.end()) < 1 ||
       *std::max_element(size.begin(), size.end()) > longest)
-    throw JsonError("preprocess.input_size: expected [height, width], each from 1 to 65536, found " +
+    throw JsonError("preprocess.input_size: expected [height, width], each from 1 to 1024, found " +
                     describe(size));
   spec.height = static_cast<int>(size[0]);
   spec.width = static_cast<int>(size[1]);
@@ -114,9 +113,45 @@ PreprocessSpec parse_spec(const Json& json) {
   return spec;
 }
 
-Metadata parse_metadata(std::string text) {
-  const Json root = Json::parse(text);
-  Metadata metadata;
+std::vector<float> floats(const Json& array) {
+  std::vector<float> out;
+  for (const double number : numbers(array)) out.push_back(static_cast<float>(number));
+  return out;
+}
+
+void parse_golden(const Json& json, Metadata& metadata) {
+  Golden& golden = metadata.golden;
+  const auto& spec = metadata.preprocess;
+  golden.shape = integers(json.at("shape"));
+  if (golden.shape != std::vector<std::int64_t>{1, 3, spec.height, spec.width})
+    json.at("shape").refuse("that of an image, " + describe({1, 3, spec.height, spec.width}),
+                            describe(golden.shape));
+  golden.outputs = {floats(json.at("logits")), floats(json.at("features"))};
+  golden.weight_norms = numbers(json.at("weight_norms"));
+  golden.biases = numbers(json.at("biases"));
+  const auto check = [&](const char* name, const auto& values, std::size_t count, double least) {
+    if (values.size() != count)
+      json.at(name).refuse(std::to_string(count) + " numbers", std::to_string(values.size()));
+    for (const auto value : values)
+      if (!std::isfinite(value) || value < least)
+        json.at(name).refuse("finite numbers", std::to_string(value));
+  };
+  const auto classes = static_cast<std::size_t>(metadata.architecture.num_classes);
+  check("logits", golden.outputs.logits, classes, -HUGE_VAL);
+  check("features", golden.outputs.features,
+        std::clamp<std::size_t>(golden.outputs.features.size(), 1, most_features), -HUGE_VAL);
+  check("weight_norms", golden.weight_norms, classes, 0);
+  check("biases", golden.biases, classes, 0);
+  const auto& tolerances = json.at("tolerances");
+  for (const auto& [dtype, largest] : largest_tolerances()) {
+    const double value = tolerances.at(dtype).number();
+    if (!(value > 0 && value <= largest))
+      tolerances.at(dtype).refuse("at most " + shortest(largest), shortest(value));
+    golden.tolerances[dtype] = value;
+  }
+}
+
+void parse_metadata(const Json& root, Metadata& metadata) {
   metadata.format = root.at("format").integer();
   if (metadata.format != known_format)
     throw JsonError("format " + std::to_string(metadata.format) + ", this version of swsl knows format " +
@@ -129,50 +164,17 @@ Metadata parse_metadata(std::string text) {
                            architecture.at("num_classes").integer()};
   metadata.preprocess = parse_spec(root.at("preprocess"));
   for (const auto& label : root.at("labels").items()) metadata.labels.push_back(label.string());
+  if (metadata.labels.empty() ||
+      std::cmp_not_equal(metadata.labels.size(), metadata.architecture.num_classes))
+    root.at("labels").refuse(
+        std::to_string(metadata.architecture.num_classes) + " (architecture.num_classes)",
+        std::to_string(metadata.labels.size()));
   metadata.license = optional_string(root.at("license"));
   metadata.weights_sha256 = optional_string(root.at("weights_sha256"));
   metadata.fingerprint = root.at("fingerprint").string();
   metadata.swsl_version = root.at("versions").at("swsl").string();
   metadata.torch_version = root.at("versions").at("torch").string();
-  const auto& golden = root.at("golden");
-  metadata.golden.shape = integers(golden.at("shape"));
-  metadata.golden.features = numbers(golden.at("features"));
-  metadata.golden.logits = numbers(golden.at("logits"));
-  metadata.golden.weight_norms = numbers(golden.at("weight_norms"));
-  metadata.golden.biases = numbers(golden.at("biases"));
-  for (const auto& [dtype, value] : golden.at("tolerances").members())
-    metadata.golden.tolerances[dtype] = value.number();
-  metadata.json = std::move(text);
-
-  const auto classes = std::to_string(metadata.architecture.num_classes);
-  if (std::to_string(metadata.labels.size()) != classes)
-    throw JsonError("labels: expected " + classes + " (architecture.num_classes), found " +
-                    std::to_string(metadata.labels.size()));
-  const auto one_a_class = [&](const char* name, const std::vector<double>& found) {
-    if (std::to_string(found.size()) != classes)
-      throw JsonError(std::string(name) + ": expected " + classes + " (architecture.num_classes), found " +
-                      std::to_string(found.size()));
-  };
-  one_a_class("golden.logits", metadata.golden.logits);
-  one_a_class("golden.weight_norms", metadata.golden.weight_norms);
-  one_a_class("golden.biases", metadata.golden.biases);
-  const auto& shape = metadata.golden.shape;
-  const bool sound =
-      shape.size() == 4 && shape[0] == 1 && shape[1] == 3 &&
-      std::all_of(shape.begin() + 2, shape.end(), [](auto n) { return n >= 1 && n <= 1 << 14; });
-  if (!sound) throw JsonError("golden.shape: expected 1×3×height×width, found " + describe(shape));
-  return metadata;
-}
-
-bool comparable(const at::Tensor& actual, const at::Tensor& expected) {
-  return actual.sizes() == expected.sizes() && actual.isfinite().all().item<bool>() &&
-         expected.isfinite().all().item<bool>();
-}
-
-// 0 where nothing differs, though the scale be 0 too.
-double largest_ratio(const at::Tensor& difference, const at::Tensor& scale) {
-  if (difference.numel() == 0) return 0;
-  return at::where(difference == 0, difference, difference / scale).max().item<double>();
+  parse_golden(root.at("golden"), metadata);
 }
 
 }  // namespace
@@ -180,32 +182,26 @@ double largest_ratio(const at::Tensor& difference, const at::Tensor& scale) {
 struct FrozenModel::State {
   std::string path;
   Metadata metadata;
-  torch::jit::Module module;
+  Network network;
 };
-
-Metadata FrozenModel::read_metadata(const std::string& path) {
-  std::string text = read_record(path);
-  try {
-    return parse_metadata(std::move(text));
-  } catch (const JsonError& error) {
-    throw ModelError(path + ": swsl.json inside it: " + error.what());
-  }
-}
 
 FrozenModel FrozenModel::load(const std::string& path) {
   auto state = std::make_shared<State>();
   state->path = path;
-  state->metadata = read_metadata(path);
+  const auto archive = open_archive(path);
   try {
-    state->module = on_fresh_thread([&] { return torch::jit::load(path, at::kCPU); });
-  } catch (const std::exception& error) {
-    throw ModelError(path + ": LibTorch cannot load it: " + first_lines(error));
+    state->metadata.json = read_metadata_text(path, *archive);
+    const Json root = Json::parse(state->metadata.json);
+    parse_metadata(root, state->metadata);
+    Preprocessor(state->metadata.preprocess, Isa::scalar);  // judges the numbers
+    state->network = read_network(root.at("network"), archive);
+  } catch (const JsonError& error) {
+    throw ModelError(path + ": swsl.json inside it: " + error.what());
+  } catch (const std::invalid_argument& error) {
+    throw ModelError(path + ": swsl.json inside it: preprocess: " + error.what());
+  } catch (const ArchiveError& error) {
+    throw ModelError(path + ": damaged: " + error.what() + "; get it again, or export it again");
   }
-  for (const char* method : {"forward", "embed"})
-    if (!state->module.find_method(method))
-      throw ModelError(path + ": has no method " + method + "; expected a module exported by swsl");
-  if (state->module.parameters().size() + state->module.buffers().size() != 0)
-    throw ModelError(path + ": not frozen (it still has parameters); export it again with: swsl export");
   FrozenModel model;
   model.state_ = std::move(state);
   return model;
@@ -213,56 +209,27 @@ FrozenModel FrozenModel::load(const std::string& path) {
 
 const std::string& FrozenModel::path() const { return state_->path; }
 const Metadata& FrozenModel::metadata() const { return state_->metadata; }
-const torch::jit::Module& FrozenModel::module() const { return state_->module; }
+const Network& FrozenModel::network() const { return state_->network; }
 
-double relative_error(const at::Tensor& actual, const at::Tensor& expected) {
-  if (!comparable(actual, expected)) return std::numeric_limits<double>::infinity();
-  const auto a = actual.to(at::kCPU, at::kDouble), b = expected.to(at::kCPU, at::kDouble);
-  return largest_ratio((a - b).norm(2, {-1}), b.norm(2, {-1}));
-}
-
-OutputErrors output_errors(const Golden& golden, const Outputs& actual, const Outputs& expected) {
-  OutputErrors errors{relative_error(actual.features, expected.features),
-                      std::numeric_limits<double>::infinity()};
-  if (!comparable(actual.logits, expected.logits)) return errors;
-  const auto a = actual.logits.to(at::kCPU, at::kDouble), b = expected.logits.to(at::kCPU, at::kDouble);
-  const auto norms = expected.features.to(at::kCPU, at::kDouble).norm(2, {-1}, /*keepdim=*/true);
-  const auto scale =
-      norms * at::tensor(golden.weight_norms, at::kDouble) + at::tensor(golden.biases, at::kDouble);
-  errors.logits = largest_ratio((a - b).abs(), scale);
-  return errors;
-}
-
-std::string GoldenResult::text() const {
-  char text[128];
-  std::snprintf(text, sizeof text, "features off by %.3g and logits by %.3g, expected at most %.3g",
-                errors.features, errors.logits, tolerance);
-  return text;
-}
-
-at::Tensor golden_input(const std::vector<std::int64_t>& shape) {
-  const auto count = std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
-  auto tensor = at::empty({count}, at::kFloat);
-  auto* values = tensor.data_ptr<float>();
-  for (std::int64_t i = 0; i < count; ++i) {
-    const std::uint32_t hash = static_cast<std::uint32_t>(i) * 2654435761u;
-    values[i] = static_cast<float>(static_cast<int>(hash >> 24) - 128) / 64.0f;
-  }
-  return tensor.view(shape);
-}
-
-GoldenResult FrozenModel::check_golden(const std::function<Outputs(const at::Tensor&)>& compute,
-                                       at::ScalarType dtype) const {
+GoldenResult FrozenModel::check_golden(const std::function<Outputs(const Batch&)>& compute,
+                                       ElementType dtype) const {
   const auto& golden = state_->metadata.golden;
   const auto tolerance = golden.tolerances.find(dtype_name(dtype));
   if (tolerance == golden.tolerances.end())
     throw ModelError(state_->path + ": its golden check states no tolerance for " + dtype_name(dtype) +
                      "; use dtype float32");
-  const auto row = [](const std::vector<double>& numbers) {
-    return at::tensor(numbers, at::kDouble).unsqueeze(0);
-  };
-  const Outputs expected{row(golden.logits), row(golden.features)};
-  return {output_errors(golden, compute(golden_input(golden.shape)), expected), tolerance->second};
+  const auto input = golden_input(golden.shape);
+  const auto batch = Batch::contiguous(input.data(), {1, 3, golden.shape[2], golden.shape[3]});
+  return {output_errors(golden, compute(batch), golden.outputs), tolerance->second};
+}
+
+std::string dtype_name(ElementType dtype) {
+  switch (dtype) {
+    case ElementType::float32: return "float32";
+    case ElementType::bfloat16: return "bfloat16";
+    case ElementType::float16: break;
+  }
+  return "float16";
 }
 
 }  // namespace swsl

@@ -47,6 +47,8 @@ class JsonParser {
     if (depth > Json::max_depth)
       throw JsonError("JSON: nested deeper than " + std::to_string(Json::max_depth) + " at offset " +
                       std::to_string(position_));
+    if (++values_ > Json::max_values)
+      throw JsonError("JSON: more than " + std::to_string(Json::max_values) + " values");
     skip_space();
     Json result;
     switch (peek()) {
@@ -203,6 +205,7 @@ class JsonParser {
 
   std::string_view text_;
   std::size_t position_ = 0;
+  int values_ = 0;
 };
 
 Json Json::parse(std::string_view text) { return JsonParser(text).document(); }
@@ -227,6 +230,10 @@ std::int64_t Json::integer() const { return get<std::int64_t>("an integer"); }
 double Json::number() const {
   if (const auto* whole = std::get_if<std::int64_t>(&value_)) return static_cast<double>(*whole);
   return get<double>("a number");
+}
+
+void Json::refuse(const std::string& expected, const std::string& found) const {
+  throw JsonError("\"" + path_ + "\": expected " + expected + ", found " + found);
 }
 
 const std::map<std::string, Json>& Json::members() const { return get<Members>("an object"); }

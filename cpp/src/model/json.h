@@ -26,7 +26,8 @@ class Json {
  public:
   // The whole text must be one value; keys of an object must differ; nesting is limited to `max_depth`.
   static Json parse(std::string_view text);
-  static constexpr int max_depth = 64;
+  // and so is the number of values, each of which takes many times its text's memory.
+  static constexpr int max_depth = 64, max_values = 300'000;
 
   bool is_null() const { return std::holds_alternative<std::nullptr_t>(value_); }
   bool boolean() const;
@@ -36,6 +37,9 @@ class Json {
   const std::vector<Json>& items() const;
   const std::map<std::string, Json>& members() const;
   const Json& at(const std::string& key) const;
+
+  // Throws that this value is not what it has to be.
+  [[noreturn]] void refuse(const std::string& expected, const std::string& found) const;
 
  private:
   friend class JsonParser;

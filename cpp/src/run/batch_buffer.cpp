@@ -3,33 +3,25 @@
 #include <algorithm>
 #include <utility>
 
-#include <ATen/ops/empty.h>
-
 namespace swsl {
-namespace {
 
-at::Tensor allocate(std::vector<std::int64_t> shape, int batch_size, bool pinned) {
-  shape.insert(shape.begin(), batch_size);
-  return at::empty(shape, at::TensorOptions(at::kFloat).pinned_memory(pinned));
-}
+FloatBuffer::FloatBuffer(int height, int width, std::shared_ptr<float> memory, Write write)
+    : height_(height),
+      width_(width),
+      image_size_(std::size_t{3} * height * width),
+      memory_(std::move(memory)),
+      write_(std::move(write)) {}
 
-}  // namespace
-
-TensorBatch::TensorBatch(std::vector<std::int64_t> image_shape, int batch_size, bool pinned, Write write)
-    : write_(std::move(write)),
-      batch_(allocate(std::move(image_shape), batch_size, pinned)),
-      image_size_(static_cast<std::size_t>(batch_.numel() / batch_size)) {}
-
-std::string TensorBatch::prepare(const ImageSource& image, std::size_t place,
+std::string FloatBuffer::prepare(const ImageSource& image, std::size_t place,
                                  const std::function<void()>& when_read) {
-  return write_(image, batch_.data_ptr<float>() + place * image_size_, when_read);
+  return write_(image, memory_.get() + place * image_size_, when_read);
 }
 
-at::Tensor TensorBatch::take(std::span<const std::size_t> places, const Compute& compute) {
-  float* images = batch_.data_ptr<float>();
+void FloatBuffer::take(std::span<const std::size_t> places, const Use& use) {
+  float* images = memory_.get();
   for (std::size_t i = 0; i < places.size(); ++i)  // they close ranks
     if (places[i] != i) std::copy_n(images + places[i] * image_size_, image_size_, images + i * image_size_);
-  return compute(batch_.narrow(0, 0, static_cast<std::int64_t>(places.size())));
+  use(Batch::contiguous(images, {static_cast<std::int64_t>(places.size()), 3, height_, width_}));
 }
 
 }  // namespace swsl

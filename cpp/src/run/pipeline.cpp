@@ -175,8 +175,11 @@ void Pipeline::compute_batch(const Batch& batch) {
     places.push_back(i);
   }
   if (good.empty()) return;
-  const auto rows = batch.buffer->take(places, options_.compute);
-  for (std::size_t i = 0; i < good.size(); ++i) good[i]->row = rows.select(0, static_cast<std::int64_t>(i));
+  const auto columns = static_cast<std::size_t>(options_.columns);
+  std::vector<float> rows(good.size() * columns);
+  batch.buffer->take(places, [&](const swsl::Batch& images) { options_.compute(images, rows.data()); });
+  for (std::size_t i = 0; i < good.size(); ++i)
+    good[i]->row.assign(rows.begin() + i * columns, rows.begin() + (i + 1) * columns);
 }
 
 }  // namespace swsl

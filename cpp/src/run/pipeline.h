@@ -18,8 +18,6 @@
 #include <thread>
 #include <vector>
 
-#include <ATen/core/Tensor.h>
-
 #include <swsl/runner.h>
 
 #include "run/batch_buffer.h"
@@ -35,8 +33,9 @@ struct PipelineOptions {
   std::function<std::unique_ptr<BatchBuffer>()> make_buffer;  // for batch_size images
   // Brings the image into the buffer, at `place`; returns what is wrong with it, "" if nothing is.
   std::function<std::string(BatchBuffer& buffer, const ImageSource& image, std::size_t place)> prepare;
-  // A batch of prepared images to one row for each. Called by `at_once` threads.
-  BatchBuffer::Compute compute;
+  // A batch of prepared images to one row of `columns` for each. Called by `at_once` threads.
+  int columns = 0;
+  std::function<void(const Batch& batch, float* rows)> compute;
 };
 
 class Pipeline {
@@ -44,7 +43,7 @@ class Pipeline {
   struct Item {
     ImageSource image;
     std::string error;
-    at::Tensor row;  // of what `compute` returned; undefined where there is an error
+    std::vector<float> row;  // of what `compute` made; empty where there is an error
   };
 
   explicit Pipeline(PipelineOptions options);

@@ -11,15 +11,8 @@
 #include <malloc.h>
 #endif
 
-#include <ATen/ATen.h>
-#include <torch/version.h>
-
+#include "engine/backend.h"
 #include "engine/batch_check.h"
-#include "run/cores.h"
-#if SWSL_CUDA_KERNELS
-#include "libtorch/cuda/batch/cuda_batch.h"
-#include "libtorch/cuda/nvjpeg_decoder.h"
-#endif
 #include "image/plain_jpeg.h"
 #include "run/runner_state.h"
 
@@ -31,7 +24,7 @@ int thread_count(const RunnerOptions& options) {
   return options.threads ? options.threads : core_count(options);
 }
 
-int default_batch_size(const at::Device& device) { return device.is_cpu() ? 16 : 64; }
+int default_batch_size(const std::string& device) { return device == "cpu" ? 16 : 64; }
 
 EngineOptions engine_options(const RunnerOptions& options) {
   const auto not_negative = [](const char* name, int value) {
@@ -47,10 +40,10 @@ EngineOptions engine_options(const RunnerOptions& options) {
   EngineOptions out;
   out.device = parse_device(options.device);
   out.tf32 = options.dtype == "tf32";
-  if (out.tf32 && out.device.is_cpu())
+  if (out.tf32 && out.device == "cpu")
     throw std::invalid_argument("dtype: expected float32, bfloat16, float16 or auto on " + options.device +
                                 ", got \"tf32\", which only CUDA computes");
-  out.dtype = out.tf32 ? at::kFloat : parse_dtype(options.dtype);
+  out.dtype = out.tf32 ? ElementType::float32 : parse_dtype(options.dtype);
   out.threads = thread_count(options);
   out.max_batch = options.batch_size ? options.batch_size : default_batch_size(out.device);
   return out;
@@ -63,13 +56,13 @@ DecodeOptions decode_options(const PreprocessSpec& spec, const RunnerOptions& op
   return out;
 }
 
-std::shared_ptr<const Nvjpeg> make_nvjpeg(const RunnerOptions& options) {
-  if (!options.nvjpeg) return nullptr;
+std::pair<std::shared_ptr<const Nvjpeg>, std::string> make_nvjpeg(const RunnerOptions& options) {
+  if (!options.nvjpeg) return {};
   if (options.dct_scaling)
     throw std::invalid_argument(
         "nvjpeg: does not go together with dct_scaling, which is libjpeg's: leave one of them out");
-  const at::Device device = parse_device(options.device);
-  if (device.is_cpu())
+  const std::string device = parse_device(options.device);
+  if (device == "cpu")
     throw std::invalid_argument("nvjpeg: decodes on a CUDA device, got device \"" + options.device +
                                 (options.device == "auto" ? "\", and no CUDA device is here" : "\"") +
                                 ": leave the option out, or take \"cuda\"");
@@ -77,24 +70,15 @@ std::shared_ptr<const Nvjpeg> make_nvjpeg(const RunnerOptions& options) {
     throw std::invalid_argument(
         "nvjpeg: swsl was built without libjpeg, which looks into the files first: install the headers of "
         "libjpeg-turbo (Debian: libjpeg62-turbo-dev) and build swsl again");
-#if SWSL_CUDA_KERNELS
-  return std::make_shared<Nvjpeg>(device);
-#else
-  throw std::invalid_argument(
-      "nvjpeg: swsl was built without CUDA kernels, which make batches of what it decodes: install nvcc of "
-      "torch's CUDA version and PyPI's nvidia-nvjpeg, and build swsl again");
-#endif
+  return backend()->make_nvjpeg(device);
 }
 
-EngineInfo complete(EngineInfo info, const RunnerOptions& options, [[maybe_unused]] const Nvjpeg* nvjpeg) {
+EngineInfo complete(EngineInfo info, const RunnerOptions& options, const std::string& decoded_by) {
   const bool cpu = info.device == "cpu";
   if (!cpu)
-    info.reason +=
-        SWSL_CUDA_KERNELS ? "; batches made of decoded images by the GPU" : "; images prepared by the CPU";
-#if SWSL_CUDA_KERNELS
-  if (nvjpeg != nullptr)
-    info.reason += std::string("; JPEGs decoded by nvJPEG, inexactly, ") + nvjpeg->decoded_by();
-#endif
+    info.reason += backend()->info().cuda_kernels ? "; batches made of decoded images by the GPU"
+                                                  : "; images prepared by the CPU";
+  if (!decoded_by.empty()) info.reason += "; JPEGs decoded by nvJPEG, inexactly, " + decoded_by;
   if (options.device == "auto")
     info.reason += cpu ? "; device auto: no CUDA device is here" : "; device auto: the first CUDA device";
   return info;
@@ -114,7 +98,7 @@ Runner::State::State(const FrozenModel& model, const RunnerOptions& options)
       preprocessor(metadata.preprocess),
       nvjpeg(make_nvjpeg(options)),
       engine(make_engine(model, engine_options(options))),
-      info(complete(engine->info(), options, nvjpeg.get())),
+      info(complete(engine->info(), options, nvjpeg.second)),
       cores(core_count(options)),
       decoders(decode_options(metadata.preprocess, options)),
       decode_other(options.decode_other),
@@ -189,30 +173,32 @@ std::string Runner::State::prepare(BatchBuffer& buffer, const ImageSource& image
   return buffer.prepare(image, place, [&] { core = cores.for_image(); });
 }
 
-at::Tensor Runner::State::forward(const at::Tensor& batch) {
+void Runner::State::forward(const Batch& batch, float* logits) {
   const auto held = cores.for_forward(info.threads);
-  return engine->forward(batch);
+  engine->forward(batch, logits);
 }
 
-at::Tensor Runner::State::embed(const at::Tensor& batch) {
+void Runner::State::embed(const Batch& batch, float* features) {
   const auto held = cores.for_forward(info.threads);
-  return engine->embed(batch);
+  engine->embed(batch, features);
 }
-
-bool Runner::State::prepares_on_gpu() const { return SWSL_CUDA_KERNELS && info.device != "cpu"; }
 
 std::unique_ptr<BatchBuffer> Runner::State::make_buffer(int size) {
+  const bool narrow = info.dtype != "float32" && info.dtype != "tf32";
+  return make_buffer(size, narrow ? *parse_dtype(info.dtype) : ElementType::float32, Layout::channels_last);
+}
+
+// The CPU prepares float32 in planes, whatever the engine computes in.
+std::unique_ptr<BatchBuffer> Runner::State::make_buffer(int size, ElementType dtype, Layout layout) {
+  if (info.device != "cpu")
+    return backend()->make_batch_buffer(
+        {preprocessor, info.device, dtype, layout, size,
+         [this](const auto&... arguments) { return with_pixels(arguments...); }, nvjpeg.first});
   const auto& spec = preprocessor.spec();
-#if SWSL_CUDA_KERNELS
-  if (prepares_on_gpu())
-    return make_cuda_batch(
-        spec, at::Device(info.device), info.dtype == "tf32" ? at::kFloat : parse_dtype(info.dtype),
-        Layout::channels_last, size, [this](const auto&... arguments) { return with_pixels(arguments...); },
-        nvjpeg);
-#endif
-  return std::make_unique<TensorBatch>(std::vector<std::int64_t>{3, spec.height, spec.width}, size,
-                                       /*pinned=*/info.device != "cpu",
-                                       [this](const auto&... arguments) { return preprocess(arguments...); });
+  const std::size_t floats = std::size_t{3} * spec.height * spec.width * size;
+  return std::make_unique<FloatBuffer>(
+      spec.height, spec.width, std::shared_ptr<float>(new float[floats], std::default_delete<float[]>()),
+      [this](const auto&... arguments) { return preprocess(arguments...); });
 }
 
 std::unique_ptr<BatchBuffer> Runner::State::take_buffer() {
@@ -228,12 +214,14 @@ std::unique_ptr<BatchBuffer> Runner::State::take_buffer() {
 }
 
 // One call of `compute` per batch_size images; images that failed take no part.
-template <typename Compute>
-BatchResult Runner::State::run(std::span<const ImageSource> images, BatchBuffer& buffer,
-                               const Compute& compute) {
-  BatchResult result{{}, std::vector<std::string>(images.size())};
-  const auto rows_on_cpu = [&](const at::Tensor& batch) { return compute(batch).to(at::kCPU).contiguous(); };
-  if (images.empty()) result.rows = buffer.take({}, rows_on_cpu);
+BatchResult Runner::State::run(std::span<const ImageSource> images, std::vector<std::int64_t> row_shape,
+                               BatchBuffer& buffer, const Compute& compute) {
+  const auto columns = static_cast<std::size_t>(
+      std::accumulate(row_shape.begin(), row_shape.end(), std::int64_t{1}, std::multiplies<>()));
+  BatchResult result{std::vector<float>(images.size() * columns, std::numeric_limits<float>::quiet_NaN()),
+                     std::move(row_shape), std::vector<std::string>(images.size())};
+  result.shape.insert(result.shape.begin(), static_cast<std::int64_t>(images.size()));
+  std::vector<float> rows;
   for (std::size_t begin = 0; begin < images.size(); begin += batch_size) {
     const std::size_t count = std::min<std::size_t>(batch_size, images.size() - begin);
     workers.for_each(
@@ -241,31 +229,24 @@ BatchResult Runner::State::run(std::span<const ImageSource> images, BatchBuffer&
     std::vector<std::size_t> good;
     for (std::size_t i = 0; i < count; ++i)
       if (result.errors[begin + i].empty()) good.push_back(i);
-    const at::Tensor rows = buffer.take(good, rows_on_cpu);
-    // Copied by hand: LibTorch's operators could wait for threads that a fork has left behind
-    // (fresh_thread.h).
-    const auto columns = static_cast<std::size_t>(c10::multiply_integers(rows.sizes().slice(1)));
-    if (!result.rows.defined()) {
-      auto shape = rows.sizes().vec();
-      shape.front() = static_cast<std::int64_t>(images.size());
-      result.rows = at::empty(shape, at::kFloat);
-      std::fill_n(result.rows.data_ptr<float>(), images.size() * columns,
-                  std::numeric_limits<float>::quiet_NaN());
+    float* to = result.rows.data() + begin * columns;
+    if (good.size() == count) {
+      buffer.take(good, [&](const Batch& batch) { compute(batch, to); });
+      continue;
     }
-    const float* from = rows.const_data_ptr<float>();
-    float* to = result.rows.data_ptr<float>() + begin * columns;
+    rows.resize(good.size() * columns);
+    buffer.take(good, [&](const Batch& batch) { compute(batch, rows.data()); });
     for (std::size_t i = 0; i < good.size(); ++i)
-      std::copy_n(from + i * columns, columns, to + good[i] * columns);
+      std::copy_n(rows.data() + i * columns, columns, to + good[i] * columns);
   }
   return result;
 }
 
 // A buffer whose batch has failed is dropped.
-template <typename Compute>
-BatchResult Runner::State::run(std::span<const ImageSource> images, const Compute& compute) {
+BatchResult Runner::State::run(std::span<const ImageSource> images, int columns, const Compute& compute) {
   check_own_process();
   auto buffer = take_buffer();
-  auto result = run(images, *buffer, compute);
+  auto result = run(images, {columns}, *buffer, compute);
   const std::lock_guard lock(mutex_);
   idle_.push_back(std::move(buffer));
   return result;
@@ -275,21 +256,17 @@ BatchResult Runner::State::run(std::span<const ImageSource> images, const Comput
 BatchResult Runner::State::preprocess(std::span<const ImageSource> images) {
   check_own_process();
   const auto& spec = preprocessor.spec();
-#if SWSL_CUDA_KERNELS
-  if (prepares_on_gpu()) {
-    const auto buffer = make_cuda_batch(
-        spec, at::Device(info.device), at::kFloat, Layout::planar, batch_size,
-        [this](const auto&... arguments) { return with_pixels(arguments...); }, nvjpeg);
-    return run(images, *buffer, [](const at::Tensor& batch) { return batch; });
-  }
-#endif
-  BatchResult result{
-      at::empty({static_cast<std::int64_t>(images.size()), 3, spec.height, spec.width}, at::kFloat),
-      std::vector<std::string>(images.size())};
-  float* rows = result.rows.data_ptr<float>();
   const std::size_t row_size = std::size_t{3} * spec.height * spec.width;
+  if (info.device != "cpu") {
+    const auto buffer = make_buffer(batch_size, ElementType::float32, Layout::planar);
+    return run(images, {3, spec.height, spec.width}, *buffer,
+               [](const Batch& batch, float* rows) { backend()->copy_to_cpu(batch, rows); });
+  }
+  BatchResult result{std::vector<float>(images.size() * row_size, std::numeric_limits<float>::quiet_NaN()),
+                     {static_cast<std::int64_t>(images.size()), 3, spec.height, spec.width},
+                     std::vector<std::string>(images.size())};
   workers.for_each(images.size(), [&](std::size_t i) {
-    float* row = rows + i * row_size;
+    float* row = result.rows.data() + i * row_size;
     CoreBudget::Hold core;
     result.errors[i] = preprocess(images[i], row, [&] { core = cores.for_image(); });
     if (!result.errors[i].empty()) std::fill_n(row, row_size, std::numeric_limits<float>::quiet_NaN());
@@ -297,17 +274,14 @@ BatchResult Runner::State::preprocess(std::span<const ImageSource> images) {
   return result;
 }
 
-std::vector<Prediction> Runner::State::predictions(const at::Tensor& logits_row, int top_k) const {
+std::vector<Prediction> Runner::State::predictions(std::span<const float> row, int top_k) const {
   const auto& labels = metadata.labels;
   const auto count = static_cast<std::int64_t>(labels.size());
   if (top_k < 1) throw std::invalid_argument("top_k: expected 1 or more, got " + std::to_string(top_k));
-  if (logits_row.dim() != 1 || logits_row.size(0) != count)
-    throw std::invalid_argument("logits_row: expected " + std::to_string(count) +
-                                " logits of one image, got a tensor of " +
-                                std::to_string(logits_row.numel()) + " elements in " +
-                                std::to_string(logits_row.dim()) + " dimensions");
-  const auto row = logits_row.to(at::kCPU, at::kFloat).contiguous();
-  const float* logits = row.const_data_ptr<float>();
+  if (std::cmp_not_equal(row.size(), count))
+    throw std::invalid_argument("logits: expected " + std::to_string(count) + " of one image, got " +
+                                std::to_string(row.size()));
+  const float* logits = row.data();
   if (!std::all_of(logits, logits + count, [](float x) { return std::isfinite(x); }))
     throw std::runtime_error("the logits are not all finite (dtype " + engine->info().dtype +
                              "); use dtype float32");
@@ -339,8 +313,8 @@ Runner::~Runner() = default;
 Runner::Runner(Runner&&) noexcept = default;
 Runner& Runner::operator=(Runner&&) noexcept = default;
 
-std::vector<Prediction> Runner::predictions(const at::Tensor& logits_row, int top_k) const {
-  return state_->predictions(logits_row, top_k);
+std::vector<Prediction> Runner::predictions(std::span<const float> logits, int top_k) const {
+  return state_->predictions(logits, top_k);
 }
 
 std::vector<Result> Runner::classify(std::span<const ImageSource> images, int top_k) const {
@@ -352,7 +326,7 @@ std::vector<Result> Runner::classify(std::span<const ImageSource> images, int to
     for (std::size_t i = 0; i < part.size(); ++i) {
       Result result{{}, batch.errors[i]};
       try {
-        if (result.ok()) result.predictions = predictions(batch.rows[static_cast<std::int64_t>(i)], top_k);
+        if (result.ok()) result.predictions = predictions(batch.row(i), top_k);
       } catch (const std::runtime_error& error) {
         result.error = name_of(part[i]) + ": " + error.what();
       }
@@ -370,14 +344,16 @@ std::vector<Prediction> Runner::classify_file(const std::string& path, int top_k
 }
 
 BatchResult Runner::logits(std::span<const ImageSource> images) const {
-  return state_->run(images, [this](const at::Tensor& batch) { return state_->forward(batch); });
+  return state_->run(images, state_->info.classes,
+                     [this](const Batch& batch, float* rows) { state_->forward(batch, rows); });
 }
 
 BatchResult Runner::embed(std::span<const ImageSource> images) const {
-  return state_->run(images, [this](const at::Tensor& batch) { return state_->embed(batch); });
+  return state_->run(images, state_->info.features,
+                     [this](const Batch& batch, float* rows) { state_->embed(batch, rows); });
 }
 
-std::vector<LayerTime> Runner::profile(const at::Tensor& batch) const {
+std::vector<LayerTime> Runner::profile(const Batch& batch) const {
   const auto held = state_->cores.for_forward(state_->info.threads);
   return state_->engine->profile(batch);
 }
@@ -386,11 +362,19 @@ BatchResult Runner::preprocess(std::span<const ImageSource> images) const {
   return state_->preprocess(images);
 }
 
-at::Tensor Runner::forward(const at::Tensor& batch) const {
+void Runner::forward(const Batch& batch, float* logits) const {
   state_->check_own_process();
-  return state_->forward(batch);
+  state_->forward(batch, logits);
 }
 
+std::vector<float> Runner::forward(const Batch& batch) const {
+  check_batch(batch);
+  std::vector<float> logits(static_cast<std::size_t>(batch.shape[0]) * state_->info.classes);
+  forward(batch, logits.data());
+  return logits;
+}
+
+Engine& Runner::engine() const { return *state_->engine; }
 const Metadata& Runner::metadata() const { return state_->metadata; }
 const EngineInfo& Runner::info() const { return state_->info; }
 int Runner::batch_size() const { return state_->batch_size; }
@@ -398,12 +382,15 @@ int Runner::batch_size() const { return state_->batch_size; }
 BuildInfo build_info() {
   BuildInfo info;
   info.swsl_version = SWSL_VERSION;
-  info.torch_version = TORCH_VERSION;
   info.jpeg = decodes_jpeg();
   info.png = decodes_png();
-  info.cuda = SWSL_LINKS_CUDA;
-  info.cuda_kernels = SWSL_CUDA_KERNELS;
-  info.nvjpeg = SWSL_NVJPEG;
+  if (const Backend* linked = backend()) {
+    const auto more = linked->info();
+    info.torch_version = more.torch_version;
+    info.cuda = more.cuda;
+    info.cuda_kernels = more.cuda_kernels;
+    info.nvjpeg = more.nvjpeg;
+  }
   return info;
 }
 

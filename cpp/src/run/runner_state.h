@@ -14,12 +14,10 @@
 #include <swsl/runner.h>
 
 #include "run/batch_buffer.h"
-#include "run/cores.h"
-#include "run/worker_pool.h"
+#include "threads/cores.h"
+#include "threads/worker_pool.h"
 
 namespace swsl {
-
-class Nvjpeg;
 
 // Decoders keep their buffers, so they are handed from image to image.
 class Decoders {
@@ -74,8 +72,8 @@ struct Runner::State {
   // As BatchBuffer::prepare, on one of the cores; and the engine's answers, computed on as many as it has
   // threads.
   std::string prepare(BatchBuffer& buffer, const ImageSource& image, std::size_t place);
-  at::Tensor forward(const at::Tensor& batch);
-  at::Tensor embed(const at::Tensor& batch);
+  void forward(const Batch& batch, float* logits);
+  void embed(const Batch& batch, float* features);
 
   // For batches on their way to the engine: made by the GPU where it computes them and this build has the
   // kernels.
@@ -84,20 +82,19 @@ struct Runner::State {
   // Rows of images that cannot be used are NaN.
   BatchResult preprocess(std::span<const ImageSource> images);
 
-  template <typename Compute>
-  BatchResult run(std::span<const ImageSource> images, const Compute& compute);
-  template <typename Compute>
-  BatchResult run(std::span<const ImageSource> images, BatchBuffer& buffer, const Compute& compute);
+  // `compute`: a batch to one row of `columns` for each of its images.
+  using Compute = std::function<void(const Batch& batch, float* rows)>;
+  BatchResult run(std::span<const ImageSource> images, int columns, const Compute& compute);
 
   // Throws in a process that was forked off after the runner was made.
   void check_own_process() const;
 
-  std::vector<Prediction> predictions(const at::Tensor& logits_row, int top_k) const;
+  std::vector<Prediction> predictions(std::span<const float> logits, int top_k) const;
 
   const Metadata metadata;
   const int batch_size;
   const Preprocessor preprocessor;
-  const std::shared_ptr<const Nvjpeg> nvjpeg;  // null unless the options ask for it
+  const std::pair<std::shared_ptr<const Nvjpeg>, std::string> nvjpeg;  // null unless the options ask for it
   const std::unique_ptr<Engine> engine;
   const EngineInfo info;  // the engine's, with what the runner has to add
   CoreBudget cores;       // shared by all calls and streams of this runner
@@ -109,7 +106,9 @@ struct Runner::State {
   void decode(const ImageSource& source, const std::function<void()>& when_read,
               const std::function<void(const ImageView&)>& use,
               const std::function<bool(const EncodedImage&, int, int)>& use_jpeg);
-  bool prepares_on_gpu() const;
+  std::unique_ptr<BatchBuffer> make_buffer(int size, ElementType dtype, Layout layout);
+  BatchResult run(std::span<const ImageSource> images, std::vector<std::int64_t> row_shape,
+                  BatchBuffer& buffer, const Compute& compute);
   std::unique_ptr<BatchBuffer> take_buffer();
 
   State(const FrozenModel& model, const RunnerOptions& options);

@@ -40,8 +40,10 @@ Stream::Stream(const Runner& runner, const StreamOptions& options)
   pipeline.prepare = [&state](BatchBuffer& buffer, const ImageSource& image, std::size_t place) {
     return state.prepare(buffer, image, place);
   };
-  pipeline.compute = [&state, embed = options.output == Output::embedding](const at::Tensor& batch) {
-    return (embed ? state.embed(batch) : state.forward(batch)).to(at::kCPU);
+  const bool embed = options.output == Output::embedding;
+  pipeline.columns = embed ? state.info.features : state.info.classes;
+  pipeline.compute = [&state, embed](const Batch& batch, float* rows) {
+    embed ? state.embed(batch, rows) : state.forward(batch, rows);
   };
   pipeline_ = std::make_unique<Pipeline>(std::move(pipeline));
 }
@@ -68,7 +70,7 @@ std::optional<StreamResult> Stream::pop() {
   StreamResult result{{}, {}, std::move(item->error)};
   if (!result.ok()) return result;
   if (options_.output != Output::predictions) {
-    result.row = item->row.clone();  // not a view that keeps its whole batch
+    result.row = std::move(item->row);
     return result;
   }
   try {

@@ -8,7 +8,7 @@
 #include "engine/plan/pack.h"
 #include "engine/plan/plan.h"
 #include "engine/plan/reference.h"
-#include "engine/thread_pool.h"
+#include "threads/thread_pool.h"
 
 using namespace swsl::cpu;
 

@@ -14,7 +14,7 @@
 
 namespace swsl::cpu {
 
-enum class Isa { avx2, avx512, avx512bf16 };
+enum class Isa { portable, avx2, avx512, avx512bf16 };
 
 inline constexpr std::ptrdiff_t line_bytes = 64;
 inline constexpr int line_steps = 16;
@@ -89,15 +89,18 @@ struct KernelSet {
   int channel_bytes() const { return bfloat16 ? 2 : 4; }
 };
 
+const KernelSet& portable_kernels();
+const KernelSet& portable_bfloat16_kernels();
 const KernelSet& avx2_kernels();
+const KernelSet& avx2_bfloat16_kernels();
 const KernelSet& avx512_kernels();
 const KernelSet& avx512bf16_kernels();
 
 // Whether this processor and its operating system can run them.
 bool supported(Isa isa);
-// The best there is for this processor, or null.
-const KernelSet* float32_kernels();
-const KernelSet* bfloat16_kernels();
+// For float32 or bfloat16; null where there are none, or this processor cannot run them.
+const KernelSet* kernels(Isa isa, bool bfloat16);
+const KernelSet& best_kernels(bool bfloat16);
 const char* name(Isa isa);
 
 }  // namespace swsl::cpu

@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "engine/kernels/bfloat16.h"
-#include "engine/thread_pool.h"
+#include "threads/thread_pool.h"
 
 namespace swsl::cpu {
 namespace {

@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "engine/kernels/kernels.h"
+#include "engine/plan/fuse.h"
 #include "engine/plan/memory.h"
-#include "engine/plan/network.h"
 
 namespace swsl::cpu {
 

@@ -7,7 +7,7 @@
 #include <tuple>
 
 #include "engine/plan/step.h"
-#include "engine/thread_pool.h"
+#include "threads/thread_pool.h"
 
 namespace swsl::cpu {
 namespace {

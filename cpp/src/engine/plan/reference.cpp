@@ -93,6 +93,7 @@ Array run_reference(const Network& network, const Array& input, bool bfloat16) {
     const Array& first = values[node.inputs.at(0)];
     Array result;
     switch (node.operation) {
+      case Operation::other: break;
       case Operation::convolution:
       case Operation::linear:
       case Operation::max_pool:

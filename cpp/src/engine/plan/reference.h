@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "engine/plan/network.h"
+#include "engine/plan/fuse.h"
 
 namespace swsl::cpu {
 

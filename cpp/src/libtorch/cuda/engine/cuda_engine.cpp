@@ -26,12 +26,12 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include "engine/batch_check.h"
-#include "engine/turns.h"
 #include "libtorch/cuda/engine/graph.h"
 #include "libtorch/cuda/engine/network.h"
 #include "libtorch/cuda/own_stream.h"
 #include "libtorch/graph_reader.h"
 #include "libtorch/parts.h"
+#include "threads/turns.h"
 
 namespace swsl {
 namespace {

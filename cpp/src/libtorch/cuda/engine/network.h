@@ -11,7 +11,7 @@
 #include <swsl/frozen_model.h>
 #include <swsl/layer_time.h>
 
-#include "engine/plan/network.h"
+#include "engine/plan/fuse.h"
 
 namespace swsl::cuda {
 

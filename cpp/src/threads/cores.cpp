@@ -1,4 +1,4 @@
-#include "run/cores.h"
+#include "threads/cores.h"
 
 #include <sched.h>
 

@@ -28,6 +28,15 @@ inline std::size_t utf8_length(std::string_view text) {
   return 0;
 }
 
+inline bool is_utf8(std::string_view text) {
+  while (!text.empty()) {
+    const auto length = utf8_length(text);
+    if (length == 0) return false;
+    text.remove_prefix(length);
+  }
+  return true;
+}
+
 // Each byte that is no part of UTF-8, and NUL, as \xff: the backslash, x and two hexadecimal digits.
 inline std::string as_utf8(std::string_view text) {
   std::string out;

@@ -1,4 +1,4 @@
-#include "engine/plan/network.h"
+#include "engine/plan/fuse.h"
 
 #include <algorithm>
 
@@ -51,9 +51,8 @@ FusedNetwork fuse(const Network& network) {
   };
 
   for (const auto& node : network.nodes) {
-    if (node.in_place && uses[node.inputs.at(0)] != 1)
-      throw UnsupportedNetwork(node.name + " overwrites a value that is used elsewhere");
     switch (node.operation) {
+      case Operation::other: throw UnsupportedNetwork(node.name);
       case Operation::convolution:
       case Operation::linear:
       case Operation::max_pool:
@@ -103,6 +102,8 @@ FusedNetwork fuse(const Network& network) {
     }
   }
   fused.output = alias[network.output];
+  if (!fused.layers.empty() && fused.layers.back().input != alias[network.features])
+    throw UnsupportedNetwork("a last layer that is fed by other values than the features");
   if (fused.layers.empty() || maker[fused.output] < 0) throw UnsupportedNetwork("the graph computes nothing");
   return fused;
 }

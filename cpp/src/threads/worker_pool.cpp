@@ -1,4 +1,4 @@
-#include "run/worker_pool.h"
+#include "threads/worker_pool.h"
 
 #include <algorithm>
 

@@ -1,4 +1,4 @@
-#include "engine/turns.h"
+#include "threads/turns.h"
 
 #include <stdexcept>
 #include <thread>

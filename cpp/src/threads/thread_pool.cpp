@@ -1,4 +1,4 @@
-#include "engine/thread_pool.h"
+#include "threads/thread_pool.h"
 
 #ifdef __x86_64__
 #include <immintrin.h>

@@ -1,0 +1,67 @@
+// The network table: a list of operators over numbered values.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "model/archive.h"
+
+namespace swsl {
+
+struct Window {
+  int kernel_height = 1, kernel_width = 1;
+  int stride_height = 1, stride_width = 1;
+  int pad_height = 0, pad_width = 0;
+  int dilation_height = 1, dilation_width = 1;
+
+  bool operator==(const Window&) const = default;
+};
+
+enum class Operation {
+  convolution,
+  linear,
+  relu,
+  add,
+  max_pool,
+  average_pool,
+  global_average_pool,
+  flatten,
+  other,  // that no engine of ours has: LibTorch runs it
+};
+
+struct Node {
+  Operation operation = Operation::other;
+  std::string name;         // as the table calls it, for messages
+  std::vector<int> inputs;  // values
+  int output = 0;           // value
+  Window window;            // convolutions and pools
+  int groups = 1;
+  int in_channels = 0, out_channels = 0;  // convolutions and linear layers
+  std::shared_ptr<const float> weights;   // [out_channels][in_channels / groups][kernel_height][kernel_width]
+  std::shared_ptr<const float> bias;      // [out_channels] or null
+};
+
+struct Network {
+  std::vector<Node> nodes;  // in the order of execution
+  int input = 0;            // the batch, N×3×H×W
+  int output = 0;           // logits, N×classes
+  int features = 0;         // N×D
+  int values = 0;
+  struct Stored {
+    std::string name;
+    std::span<const std::byte> bytes;
+    std::uint32_t crc;
+  };
+  std::vector<Stored> stored;  // the weights as the archive has them
+};
+
+class Json;
+
+// Of "network" in swsl.json. Values are numbered: 0 is the batch, i + 1 what operator i makes. Throws
+// JsonError and ArchiveError.
+Network read_network(const Json& table, std::shared_ptr<const Archive> archive);
+
+}  // namespace swsl

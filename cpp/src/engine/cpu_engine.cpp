@@ -38,11 +38,9 @@ FusedNetwork checked(const FrozenModel& model, FusedNetwork network, ThreadPool&
   std::atomic<std::size_t> next{0}, damaged{stored.size()};
   threads.run([&](int) {
     for (std::size_t i; (i = next.fetch_add(1)) < stored.size();)
-      if (crc32(stored[i].bytes) != stored[i].crc) damaged = i;
+      if (!stored[i].is_sound()) damaged = i;
   });
-  if (damaged < stored.size())
-    throw ModelError(model.path() + ": damaged: the CRC of its entry " + stored[damaged].name +
-                     " is not the one that the archive states; get it again, or export it again");
+  if (damaged < stored.size()) check_stored(model, stored[damaged]);
   return network;
 }
 

@@ -26,9 +26,12 @@
 #include <torch/csrc/jit/runtime/graph_executor.h>
 #include <torch/csrc/jit/runtime/interpreter.h>
 
+#include <swsl/libtorch/tensors.h>
+
 #include "engine/batch_check.h"
 #include "libtorch/forward_thread.h"
 #include "libtorch/parts.h"
+#include "libtorch/tensor_engine.h"
 
 namespace swsl {
 namespace {
@@ -54,7 +57,7 @@ void convert_constants(torch::jit::Block* block, const EngineOptions& options, F
     if (!original.is_floating_point()) continue;
     auto [entry, fresh] = converted.try_emplace(original.unsafeGetTensorImpl());
     if (fresh) {
-      entry->second = original.to(options.device, options.dtype);
+      entry->second = original.to(at::Device(options.device), scalar_type(*options.dtype));
       if (form == Form::channels_last && original.dim() == 4)
         entry->second = entry->second.contiguous(at::MemoryFormat::ChannelsLast);
     }
@@ -103,8 +106,9 @@ torch::jit::Value* find_embedding(Graph& forward, const Graph& embed) {
 }
 
 // A method's graph without `self`: frozen, so nothing reads it, and the module's memory can be given back.
-std::shared_ptr<Graph> graph_of(const FrozenModel& model, const char* method) {
-  std::shared_ptr<Graph> graph = model.module().get_method(method).graph()->copy();
+std::shared_ptr<Graph> graph_of(const FrozenModel& model, const torch::jit::Module& module,
+                                const char* method) {
+  std::shared_ptr<Graph> graph = module.get_method(method).graph()->copy();
   if (graph->inputs().size() != 2 || !graph->inputs()[0]->uses().empty() || graph->outputs().size() != 1)
     throw ModelError(model.path() + ": its method " + method +
                      " is not frozen, or takes more than a batch; export it with: swsl export");
@@ -159,18 +163,20 @@ class NoTf32 {
   const at::NoTF32Guard products_;  // of matrices, in this thread
 };
 
-class TorchScriptEngine final : public Engine {
+class TorchScriptEngine final : public TensorEngine {
  public:
   TorchScriptEngine(const FrozenModel& model, const EngineOptions& options, const std::string& why_not)
       : options_(options) {
     info_.name = "torchscript";
-    info_.device = options.device.str();
-    info_.dtype = dtype_name(options.dtype);
-    if (options.device.is_cpu()) {
+    info_.classes = static_cast<int>(model.metadata().golden.outputs.logits.size());
+    info_.features = static_cast<int>(model.metadata().golden.outputs.features.size());
+    info_.device = options.device;
+    info_.dtype = dtype_name(*options.dtype);
+    if ((options.device == "cpu")) {
       thread_.emplace(options.threads);
       info_.threads = thread_->threads();
     }
-    if (options.dtype != at::kFloat || !options.device.is_cpu()) {
+    if (options.dtype != ElementType::float32 || !(options.device == "cpu")) {
       prepare(model, Form::channels_last);
       info_.reason = "LibTorch's interpreter on the frozen graph, channels-last";
     } else if (at::globalContext().userEnabledMkldnn() && at::hasMKLDNN()) {
@@ -195,13 +201,13 @@ class TorchScriptEngine final : public Engine {
     if (!info_.golden.passed())
       throw ModelError(model.path() + ": golden check failed in " + info_.dtype + " on " + info_.device +
                        ": " + info_.golden.text() +
-                       (options.dtype == at::kFloat
+                       (options.dtype == ElementType::float32
                             ? "; export it again, and if that fails too, this torch computes wrongly"
                             : "; use dtype float32"));
   }
 
-  at::Tensor forward(const at::Tensor& batch) override { return compute(*forward_, 0, batch); }
-  at::Tensor embed(const at::Tensor& batch) override {
+  at::Tensor forward_tensor(const at::Tensor& batch) override { return compute(*forward_, 0, batch); }
+  at::Tensor embed_tensor(const at::Tensor& batch) override {
     return embed_ ? compute(*embed_, 0, batch) : compute(*forward_, 1, batch);
   }
   const EngineInfo& info() const override { return info_; }
@@ -211,20 +217,21 @@ class TorchScriptEngine final : public Engine {
     on_thread([&] {
       const c10::InferenceMode inference;
       form_ = form;
-      auto forward = graph_of(model, "forward"), embed = graph_of(model, "embed");
+      const auto module = libtorch::load_module(model);
+      auto forward = graph_of(model, module, "forward"), embed = graph_of(model, module, "embed");
       embed_.reset();
       if (auto* features = find_embedding(*forward, *embed))
         forward->registerOutput(features);  // weights packed twice would cost their size again
       else
         embed_.emplace(embed, options_, form);
       forward_.emplace(forward, options_, form);
-      const NoTf32 exact(options_.device.is_cuda() && options_.dtype == at::kFloat);
+      const NoTf32 exact(options_.device != "cpu" && options_.dtype == ElementType::float32);
       const auto run = [&](const at::Tensor& batch) {
         const auto outputs = (*forward_)(as_input(batch));
-        return Outputs{outputs[0].toTensor(),
-                       embed_ ? (*embed_)(as_input(batch))[0].toTensor() : outputs[1].toTensor()};
+        return TensorOutputs{outputs[0].toTensor(),
+                             embed_ ? (*embed_)(as_input(batch))[0].toTensor() : outputs[1].toTensor()};
       };
-      info_.golden = model.check_golden(run, options_.dtype);
+      info_.golden = check_golden(model, run, *options_.dtype);
     });
   }
 
@@ -239,17 +246,17 @@ class TorchScriptEngine final : public Engine {
   at::Tensor as_input(const at::Tensor& part) const {
     const auto format =
         form_ == Form::channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-    return part.to(options_.device, options_.dtype).contiguous(format);
+    return part.to(at::Device(options_.device), scalar_type(*options_.dtype)).contiguous(format);
   }
 
   // Of the program's outputs, the one at `output`.
   at::Tensor compute(const Program& program, std::size_t output, const at::Tensor& batch) {
-    check_batch(batch);
+    check_tensor(batch);
     std::vector<at::Tensor> parts;
     at::Tensor whole;
     const auto compute_all = [&] {
       const c10::InferenceMode inference;
-      const NoTf32 exact(options_.device.is_cuda() && options_.dtype == at::kFloat);
+      const NoTf32 exact(options_.device != "cpu" && options_.dtype == ElementType::float32);
       const std::int64_t count = batch.size(0);
       const auto part = [&](const at::Tensor& images) {
         return program(as_input(images)).at(output).toTensor().to(at::kFloat);

@@ -223,6 +223,12 @@ GoldenResult FrozenModel::check_golden(const std::function<Outputs(const Batch&)
   return {output_errors(golden, compute(batch), golden.outputs), tolerance->second};
 }
 
+void check_stored(const FrozenModel& model, const Network::Stored& weights) {
+  if (!weights.is_sound())
+    throw ModelError(model.path() + ": damaged: the CRC of its entry " + weights.name +
+                     " is not the one that the archive states; get it again, or export it again");
+}
+
 std::string dtype_name(ElementType dtype) {
   switch (dtype) {
     case ElementType::float32: return "float32";

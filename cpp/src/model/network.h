@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include <swsl/api.h>
+
 #include "model/archive.h"
 
 namespace swsl {
@@ -54,14 +56,20 @@ struct Network {
     std::string name;
     std::span<const std::byte> bytes;
     std::uint32_t crc;
+
+    bool is_sound() const { return crc32(bytes) == crc; }
   };
   std::vector<Stored> stored;  // the weights as the archive has them
 };
 
+class FrozenModel;
 class Json;
 
 // Of "network" in swsl.json. Values are numbered: 0 is the batch, i + 1 what operator i makes. Throws
 // JsonError and ArchiveError.
 Network read_network(const Json& table, std::shared_ptr<const Archive> archive);
+
+// Throws ModelError where they are not.
+SWSL_API void check_stored(const FrozenModel& model, const Network::Stored& weights);
 
 }  // namespace swsl

@@ -11,7 +11,7 @@
 namespace swsl::cpu {
 
 // The network holds something the engine has no kernel for; the message names it.
-class UnsupportedNetwork : public std::runtime_error {
+class SWSL_API UnsupportedNetwork : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
@@ -36,6 +36,6 @@ struct FusedNetwork {
 
 // Folds additions and ReLUs into the convolutions before them. Throws UnsupportedNetwork where that is
 // impossible, or where the last layer is not fed by the features.
-FusedNetwork fuse(const Network& network);
+SWSL_API FusedNetwork fuse(const Network& network);
 
 }  // namespace swsl::cpu

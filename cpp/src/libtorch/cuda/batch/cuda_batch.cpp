@@ -19,6 +19,7 @@
 #include "libtorch/cuda/batch/passes.h"
 #include "libtorch/cuda/check.h"
 #include "libtorch/cuda/own_stream.h"
+#include "libtorch/tensor_engine.h"
 #include "resample/normalization.h"
 
 namespace swsl {
@@ -91,34 +92,33 @@ class Staging {
 
 class CudaBatch final : public BatchBuffer {
  public:
-  CudaBatch(const PreprocessSpec& spec, at::Device device, at::ScalarType dtype, Layout layout,
-            int batch_size, WithPixels with_pixels, std::shared_ptr<const Nvjpeg> nvjpeg)
-      : spec_(spec),
-        device_(device),
-        dtype_(dtype),
-        layout_(layout),
-        with_pixels_(std::move(with_pixels)),
-        packing_(spec),
-        own_stream_(device),
+  explicit CudaBatch(const BatchBufferOptions& options)
+      : spec_(options.preprocessor.spec()),
+        device_(options.device),
+        dtype_(scalar_type(options.dtype)),
+        layout_(options.layout),
+        with_pixels_(options.with_pixels),
+        packing_(spec_),
+        own_stream_(device_),
         stream_(own_stream_.get()),
-        staging_(device),
+        staging_(device_),
         done_(c10::DeviceType::CUDA),
-        places_(static_cast<std::size_t>(batch_size)) {
+        places_(static_cast<std::size_t>(options.batch_size)) {
     const c10::cuda::CUDAStreamGuard guard(stream_);
-    const Normalization normalization = make_normalization(spec);
+    const Normalization normalization = make_normalization(spec_);
     const auto bytes = [](std::size_t size) { return static_cast<std::int64_t>(size); };
-    const auto on_device = at::TensorOptions(device).dtype(at::kByte),
+    const auto on_device = at::TensorOptions(device_).dtype(at::kByte),
                pinned = at::TensorOptions(at::kByte).pinned_memory(true);
     normalization_ = at::empty({bytes(sizeof normalization)}, on_device);
     host_descriptors_ = at::empty({bytes(places_.size() * sizeof(PackedImage))}, pinned);
     descriptors_ = at::empty({host_descriptors_.numel()}, on_device);
     const auto format =
-        layout == Layout::channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-    output_ = at::empty({batch_size, 3, spec.height, spec.width},
-                        at::TensorOptions(device).dtype(dtype).memory_format(format));
+        layout_ == Layout::channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+    output_ = at::empty({options.batch_size, 3, spec_.height, spec_.width},
+                        at::TensorOptions(device_).dtype(dtype_).memory_format(format));
     copy_to_device(normalization_.data_ptr(), &normalization, sizeof normalization, stream_);
     stream_.synchronize();
-    if (nvjpeg != nullptr) nvjpeg_.emplace(std::move(nvjpeg), batch_size);
+    if (options.nvjpeg != nullptr) nvjpeg_.emplace(options.nvjpeg, options.batch_size);
   }
 
   ~CudaBatch() override {
@@ -138,7 +138,7 @@ class CudaBatch final : public BatchBuffer {
     return with_pixels_(image, when_read, [&](const ImageView& pixels) { add(pixels, place); }, use_jpeg);
   }
 
-  at::Tensor take(std::span<const std::size_t> places, const Compute& compute) override {
+  void take(std::span<const std::size_t> places, const Use& use) override {
     const c10::cuda::CUDAStreamGuard guard(stream_);
     decode(places);
     std::vector<PackedImage>& images = images_;
@@ -170,7 +170,7 @@ class CudaBatch final : public BatchBuffer {
       const std::lock_guard lock(mutex_);
       taken_ = true;
     }
-    return compute(output_.narrow(0, 0, static_cast<std::int64_t>(places.size())));
+    use(as_batch(output_.narrow(0, 0, static_cast<std::int64_t>(places.size()))));
   }
 
  private:
@@ -302,14 +302,11 @@ class CudaBatch final : public BatchBuffer {
 
 }  // namespace
 
-std::unique_ptr<BatchBuffer> make_cuda_batch(const PreprocessSpec& spec, at::Device device,
-                                             at::ScalarType dtype, Layout layout, int batch_size,
-                                             WithPixels with_pixels, std::shared_ptr<const Nvjpeg> nvjpeg) {
+std::unique_ptr<BatchBuffer> make_cuda_batch(const BatchBufferOptions& options) {
   try {
-    return std::make_unique<CudaBatch>(spec, device, dtype, layout, batch_size, std::move(with_pixels),
-                                       std::move(nvjpeg));
+    return std::make_unique<CudaBatch>(options);
   } catch (const c10::OutOfMemoryError&) {
-    out_of_memory(device);
+    out_of_memory(at::Device(options.device));
   }
 }
 

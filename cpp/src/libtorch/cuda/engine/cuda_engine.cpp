@@ -26,10 +26,10 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include "engine/batch_check.h"
+#include "engine/plan/fuse.h"
 #include "libtorch/cuda/engine/graph.h"
 #include "libtorch/cuda/engine/network.h"
 #include "libtorch/cuda/own_stream.h"
-#include "libtorch/graph_reader.h"
 #include "libtorch/parts.h"
 #include "threads/turns.h"
 
@@ -61,7 +61,7 @@ struct Bucket {
   std::int64_t height, width;
   Methods methods;
   at::Tensor input;
-  Outputs outputs;
+  TensorOutputs outputs;
   std::unique_ptr<Graph> graph;  // null where capturing failed
 };
 
@@ -81,37 +81,43 @@ struct Lane {
   bool busy = false;
 };
 
-class CudaEngine final : public Engine {
+class CudaEngine final : public TensorEngine {
  public:
   CudaEngine(const FrozenModel& model, cpu::FusedNetwork network, const EngineOptions& options)
       : device_(options.device),
-        dtype_(options.dtype),
+        dtype_(scalar_type(*options.dtype)),
         max_batch_(options.max_batch),
         most_(options.max_batch),
-        lanes_{Lane(options.device), Lane(options.device)} {
+        lanes_{Lane(device_), Lane(device_)} {
     info_.name = "cuda";
-    info_.device = options.device.str();
-    info_.dtype = options.tf32 ? "tf32" : dtype_name(options.dtype);
+    info_.device = options.device;
+    info_.dtype = options.tf32 ? "tf32" : dtype_name(*options.dtype);
     info_.at_once = static_cast<int>(lanes_.size());
     const PlainMode mode;
     Lane& lane = lanes_.front();
     const c10::cuda::CUDAStreamGuard guard(lane.stream);
     network_.emplace(std::move(network), device_, dtype_, options.tf32);
     // TF32 has float16's ten bits of mantissa, and so its tolerance.
-    const auto tolerance_of = options.tf32 ? at::kHalf : dtype_;
-    info_.golden = model.check_golden(
-        [&](const at::Tensor& batch) { return Outputs{forward(batch), embed(batch)}; }, tolerance_of);
+    const auto tolerance_of = options.tf32 ? ElementType::float16 : *options.dtype;
+    info_.classes = network.layers.back().out_channels;
+    info_.features = network.layers.back().in_channels;
+    info_.golden = check_golden(
+        model,
+        [&](const at::Tensor& batch) { return TensorOutputs{forward_tensor(batch), embed_tensor(batch)}; },
+        tolerance_of);
     const auto& shape = model.metadata().golden.shape;
     in_parts<c10::OutOfMemoryError>(
         max_batch_, most_, [&](std::int64_t, int size) { bucket_for(lane, size, shape[2], shape[3]); },
         [&] { give_back(lane); });
     info_.reason = describe(bucket_for(lane, most_, shape[2], shape[3]));
     // The kernels of a large batch are others than those of a small one.
-    const GoldenResult of_largest = model.check_golden(
+    const GoldenResult of_largest = check_golden(
+        model,
         [&](const at::Tensor& batch) {
           const std::int64_t count = batch.size(0), size = std::max<std::int64_t>(most_, count);
           const auto many = batch.repeat({(size + count - 1) / count, 1, 1, 1}).narrow(0, 0, size);
-          return Outputs{forward(many).narrow(0, 0, count), embed(many).narrow(0, 0, count)};
+          return TensorOutputs{forward_tensor(many).narrow(0, 0, count),
+                               embed_tensor(many).narrow(0, 0, count)};
         },
         tolerance_of);
     if (!(of_largest.errors.largest() <= info_.golden.errors.largest())) info_.golden = of_largest;
@@ -134,11 +140,15 @@ class CudaEngine final : public Engine {
     }
   }
 
-  at::Tensor forward(const at::Tensor& batch) override { return compute(batch, &Outputs::logits); }
-  at::Tensor embed(const at::Tensor& batch) override { return compute(batch, &Outputs::features); }
+  at::Tensor forward_tensor(const at::Tensor& batch) override {
+    return compute(batch, &TensorOutputs::logits);
+  }
+  at::Tensor embed_tensor(const at::Tensor& batch) override {
+    return compute(batch, &TensorOutputs::features);
+  }
   const EngineInfo& info() const override { return info_; }
 
-  std::vector<LayerTime> profile(const at::Tensor& batch) override {
+  std::vector<LayerTime> profile_tensor(const at::Tensor& batch) override {
     check_profiled(batch, max_batch_);
     check_process(process_, lost_by_fork);
     if (batch.size(0) == 0) return {};
@@ -197,8 +207,8 @@ class CudaEngine final : public Engine {
     return *found;
   }
 
-  at::Tensor compute(const at::Tensor& batch, at::Tensor Outputs::* which) {
-    check_batch(batch);
+  at::Tensor compute(const at::Tensor& batch, at::Tensor TensorOutputs::* which) {
+    check_tensor(batch);
     check_process(process_, lost_by_fork);
     const PlainMode mode;
     const std::int64_t count = batch.size(0), height = batch.size(2), width = batch.size(3);
@@ -359,7 +369,8 @@ class CudaEngine final : public Engine {
 std::unique_ptr<Engine> make_cuda_engine(const FrozenModel& model, const EngineOptions& options,
                                          std::string& why) {
   try {
-    cpu::FusedNetwork network = cpu::read_model(model);
+    for (const auto& weights : model.network().stored) check_stored(model, weights);
+    cpu::FusedNetwork network = cpu::fuse(model.network());
     auto engine = std::make_unique<CudaEngine>(model, std::move(network), options);
     const auto& golden = engine->info().golden;
     if (golden.passed()) return engine;
@@ -367,7 +378,7 @@ std::unique_ptr<Engine> make_cuda_engine(const FrozenModel& model, const EngineO
   } catch (const cpu::UnsupportedNetwork& error) {
     why = std::string("the CUDA engine has no ") + error.what();
   } catch (const c10::OutOfMemoryError& error) {
-    throw std::runtime_error("out of memory on " + options.device.str() +
+    throw std::runtime_error("out of memory on " + options.device +
                              ": the network does not fit beside what the GPU holds already");
   } catch (const c10::Error& error) {
     why = std::string("the CUDA engine failed: ") + error.what_without_backtrace();

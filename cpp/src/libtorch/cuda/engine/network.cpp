@@ -20,7 +20,6 @@ namespace swsl::cuda {
 namespace {
 
 using cpu::Layer;
-using cpu::Operation;
 
 Number number(at::ScalarType dtype) {
   return dtype == at::kFloat ? Number::float32 : dtype == at::kHalf ? Number::float16 : Number::bfloat16;
@@ -28,10 +27,10 @@ Number number(at::ScalarType dtype) {
 
 std::array<std::int64_t, 2> two(int a, int b) { return {a, b}; }
 
-bool is_pointwise(const Layer& layer) { return layer.window == cpu::Window{} && layer.groups == 1; }
+bool is_pointwise(const Layer& layer) { return layer.window == Window{} && layer.groups == 1; }
 
 bool is_narrow_grouped(const Layer& layer) {
-  cpu::Window window{3, 3, 1, 1, 1, 1, 1, 1};
+  Window window{3, 3, 1, 1, 1, 1, 1, 1};
   window.stride_height = window.stride_width = layer.window.stride_height;
   return layer.window == window && layer.in_channels == layer.out_channels &&
          is_grouped_case(layer.in_channels, layer.groups, layer.window.stride_height);
@@ -60,7 +59,7 @@ bool agree(const at::Tensor& a, const at::Tensor& b) {
 using Kind = std::tuple<std::vector<std::int64_t>, int, int, std::array<int, 8>, bool, bool>;
 
 Kind kind_of(const Layer& layer, const at::Tensor& input) {
-  const cpu::Window& w = layer.window;
+  const Window& w = layer.window;
   return {input.sizes().vec(),
           layer.out_channels,
           layer.groups,
@@ -138,7 +137,7 @@ void DeviceNetwork::add_epilogue(const Step& step, at::Tensor& output, const at:
 at::Tensor DeviceNetwork::convolve(const Step& step, Method method, const at::Tensor& input,
                                    const at::Tensor& residual) const {
   const Layer& layer = step.layer;
-  const cpu::Window& w = layer.window;
+  const Window& w = layer.window;
   const auto stride = two(w.stride_height, w.stride_width), padding = two(w.pad_height, w.pad_width);
   const auto dilation = two(w.dilation_height, w.dilation_width);
   switch (method) {
@@ -201,7 +200,7 @@ std::vector<Method> DeviceNetwork::candidates(const Step& step) const {
 
 // convolve(index, input, residual) computes step `index`, pools included.
 template <typename Convolve>
-Outputs DeviceNetwork::walk(const at::Tensor& input, const Convolve& convolve) const {
+TensorOutputs DeviceNetwork::walk(const at::Tensor& input, const Convolve& convolve) const {
   std::vector<at::Tensor> values(last_use_.size());
   values[static_cast<std::size_t>(input_)] = input;
   for (std::size_t i = 0; i < steps_.size(); ++i) {
@@ -224,7 +223,7 @@ Outputs DeviceNetwork::walk(const at::Tensor& input, const Convolve& convolve) c
 
 namespace {
 
-at::Tensor max_pool(const cpu::Window& w, const at::Tensor& input) {
+at::Tensor max_pool(const Window& w, const at::Tensor& input) {
   const auto from = input.contiguous(at::MemoryFormat::ChannelsLast);
   const auto size = [&](int dimension) { return static_cast<int>(from.size(dimension)); };
   const PoolShape shape{size(0),
@@ -247,7 +246,7 @@ at::Tensor max_pool(const cpu::Window& w, const at::Tensor& input) {
 }
 
 at::Tensor pool(const Layer& layer, const at::Tensor& input) {
-  const cpu::Window& w = layer.window;
+  const Window& w = layer.window;
   const auto kernel = two(w.kernel_height, w.kernel_width), stride = two(w.stride_height, w.stride_width),
              padding = two(w.pad_height, w.pad_width);
   if (layer.operation == Operation::max_pool) return max_pool(w, input);
@@ -258,8 +257,8 @@ at::Tensor pool(const Layer& layer, const at::Tensor& input) {
 
 }  // namespace
 
-Outputs DeviceNetwork::run(const at::Tensor& input, const Methods& methods,
-                           std::vector<LayerTime>* times) const {
+TensorOutputs DeviceNetwork::run(const at::Tensor& input, const Methods& methods,
+                                 std::vector<LayerTime>* times) const {
   std::optional<GpuTimer> timer;
   if (times != nullptr) timer.emplace();
   return walk(input, [&](std::size_t i, const at::Tensor& from, const at::Tensor& residual) {

@@ -12,6 +12,7 @@
 #include <swsl/layer_time.h>
 
 #include "engine/plan/fuse.h"
+#include "libtorch/tensor_engine.h"
 
 namespace swsl::cuda {
 
@@ -37,7 +38,8 @@ class DeviceNetwork {
   DeviceNetwork(cpu::FusedNetwork network, at::Device device, at::ScalarType dtype, bool tf32);
 
   // input: in this dtype, channels-last. `times`, if not null, gets what each layer took.
-  Outputs run(const at::Tensor& input, const Methods& methods, std::vector<LayerTime>* times = nullptr) const;
+  TensorOutputs run(const at::Tensor& input, const Methods& methods,
+                    std::vector<LayerTime>* times = nullptr) const;
 
   // Of `methods`, those of convolutions.
   std::vector<Method> convolutions(const Methods& methods) const;
@@ -56,7 +58,7 @@ class DeviceNetwork {
   };
 
   template <typename Convolve>
-  Outputs walk(const at::Tensor& input, const Convolve& convolve) const;
+  TensorOutputs walk(const at::Tensor& input, const Convolve& convolve) const;
   std::vector<Method> candidates(const Step& step) const;
   at::Tensor convolve(const Step& step, Method method, const at::Tensor& input,
                       const at::Tensor& residual) const;

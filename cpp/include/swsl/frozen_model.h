@@ -83,7 +83,7 @@ struct Metadata {
 // shapes differ.
 SWSL_API double relative_error(const at::Tensor& actual, const at::Tensor& expected);
 
-// An error is compared with the size of the sums that made the answer: swsl/golden.py says why.
+// An error is compared with the size of the sums that made the answer: swsl/deploy/golden.py says why.
 struct OutputErrors {
   double features = 0;  // relative_error
   double logits = 0;    // the largest |actual - expected| / (‖weights‖ ‖features‖ + |bias|)

@@ -269,7 +269,7 @@ def test_a_gpu_that_is_not_there(path: Path) -> None:
 
 def test_cuda_libraries_that_are_linked_are_loaded() -> None:
     # A linker that is told nothing else drops libraries of which no symbol is needed; no CUDA device would be found then.
-    (library,) = (Path(runner_module.__file__).parent / "lib").glob("libswsl.so")
+    (library,) = (native.PACKAGE / "lib").glob("libswsl.so")
     assert (b"libtorch_cuda.so" in library.read_bytes()) == build_info()["cuda"]
 
 

@@ -30,9 +30,9 @@ from peers import timm_transform, torchvision_v2
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from swsl.export import export_model
-from swsl.output import csv_header, csv_row
-from swsl.runner import Runner
+from swsl.bulk.rows import csv_header, csv_row
+from swsl.deploy.export import export_model
+from swsl.deploy.runner import Runner
 from swsl.variants import create_model
 
 TOP_K = 5
@@ -115,7 +115,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--image", type=Path, default=report.ROOT / "swsl" / "chelsea.jpg", help="what is cropped"
+        "--image", type=Path, default=report.ROOT / "swsl" / "cli" / "chelsea.jpg", help="what is cropped"
     )
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--size", type=int, nargs=2, default=(500, 392), metavar=("WIDTH", "HEIGHT"))

@@ -27,8 +27,8 @@ import report
 import torch
 from torch import Tensor
 
-from swsl.export import export_model
-from swsl.golden import relative_error
+from swsl.deploy.export import export_model
+from swsl.deploy.golden import relative_error
 from swsl.variants import VARIANTS, create_model
 
 ENGINES = ("swsl", "eager", "torchscript", "inductor", "onnxruntime", "openvino")
@@ -56,7 +56,7 @@ def prepare(name: str, folder: Path) -> None:
 def load(engine: str, name: str, folder: Path, images: Tensor, dtype: str, threads: int) -> Forward:
     """The engine, ready to run `images`. Raises ImportError or ValueError where it cannot compute in `dtype` here."""
     if engine == "swsl":
-        from swsl.runner import Runner
+        from swsl.deploy.runner import Runner
 
         runner = Runner(folder / "model.pt", dtype=dtype, threads=threads, batch_size=len(images))
         if runner.info.name != "planned":

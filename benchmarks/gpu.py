@@ -31,10 +31,10 @@ import torch
 from peers import SPEC, dali_steps, torchvision_v2
 from torch import Tensor
 
-from swsl.export import export_model
-from swsl.golden import relative_error
+from swsl.deploy.export import export_model
+from swsl.deploy.golden import relative_error
+from swsl.deploy.runner import Runner, decode_image
 from swsl.preprocess import preprocess
-from swsl.runner import Runner, decode_image
 
 PACKAGES = (
     "torch",
@@ -229,7 +229,7 @@ def folder(path: Path, nvjpeg: bool, count: int = 512) -> dict[str, Any]:
     to pixels, in steps of 1/255, and to logits."""
     from preprocess import photograph
 
-    data = photograph(report.ROOT / "swsl" / "chelsea.jpg", (500, 392))
+    data = photograph(report.ROOT / "swsl" / "cli" / "chelsea.jpg", (500, 392))
     try:
         runner = Runner(path, device="cuda", dtype="float16", nvjpeg=nvjpeg)
     except ValueError as error:  # a build or a machine without nvJPEG

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from swsl._torchvision import import_torchvision
 from swsl.preprocess import PreprocessSpec
+from swsl.training._torchvision import import_torchvision
 
 SPEC = PreprocessSpec()
 SHORTER_SIDE = int(SPEC.input_size[0] / SPEC.crop_pct)

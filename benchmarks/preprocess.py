@@ -25,10 +25,10 @@ import torch
 from peers import SHORTER_SIDE, SPEC, dali_steps, timm_transform, torchvision_v2
 from PIL import Image, ImageOps
 
-from swsl.export import export_model
-from swsl.golden import relative_error
+from swsl.deploy.export import export_model
+from swsl.deploy.golden import relative_error
+from swsl.deploy.runner import Runner, decode_image
 from swsl.resnext import ResNeXt
-from swsl.runner import Runner, decode_image
 from swsl.variants import create_model
 
 SIZES = ((500, 392), (1546, 1213), (4000, 3000))
@@ -216,7 +216,7 @@ def main() -> None:
     parser.add_argument(
         "--image",
         type=Path,
-        default=report.ROOT / "swsl" / "chelsea.jpg",
+        default=report.ROOT / "swsl" / "cli" / "chelsea.jpg",
         help="what the test images are made from",
     )
     parser.add_argument("--rounds", type=int, default=9)

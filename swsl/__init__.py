@@ -18,18 +18,18 @@ from .version import __version__
 from .weights import WeightsError
 
 if TYPE_CHECKING:
-    from .eager import EagerRunner
-    from .export import ModelError, export_model
+    from .deploy.eager import EagerRunner
+    from .deploy.export import ModelError, export_model
+    from .deploy.runner import Runner, cmake_prefix_path
     from .labels import LABELS
-    from .runner import Runner, cmake_prefix_path
 
 _LAZY = {
     "LABELS": "labels",
-    "EagerRunner": "eager",
-    "ModelError": "export",
-    "export_model": "export",
-    "Runner": "runner",
-    "cmake_prefix_path": "runner",
+    "EagerRunner": "deploy.eager",
+    "ModelError": "deploy.export",
+    "export_model": "deploy.export",
+    "Runner": "deploy.runner",
+    "cmake_prefix_path": "deploy.runner",
 }
 
 

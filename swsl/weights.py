@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .progress import Progress
 from .resnext import ResNeXt
+from .system.progress import Progress
 
 StateDict = dict[str, Tensor]
 

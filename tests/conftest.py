@@ -21,12 +21,12 @@ import pytest
 import torch
 
 import swsl
-from swsl._torchvision import import_torchvision
-from swsl.checkpoint import Checkpoint, save_checkpoint
-from swsl.data import Augmentation
-from swsl.recipe import Architecture, TrainOptions
-from swsl.runner import Runner, build_info
+from swsl.deploy.runner import Runner, build_info
 from swsl.state_dicts import read_state_dict
+from swsl.training._torchvision import import_torchvision
+from swsl.training.checkpoint import Checkpoint, save_checkpoint
+from swsl.training.data import Augmentation
+from swsl.training.recipe import Architecture, TrainOptions
 
 with contextlib.suppress(ImportError):  # a machine for `pytest -m cuda` need not have it
     import_torchvision()  # or, beside a CPU build of torch, its import would fail, and timm's with it
@@ -176,6 +176,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The arguments for a model that takes no time."""
+    if not build_info()["compiled"]:
+        pytest.skip("a home-made network needs the compiled runner")
+    path = tmp_path_factory.mktemp("tiny") / "tiny.pt"
+    network = swsl.ResNeXt((1, 1, 1, 1), groups=1, width_per_group=4, num_classes=7).eval()
+    swsl.export_model(network, path, spec=swsl.PreprocessSpec(input_size=(64, 64)), labels="ABCDEFG")
+    return ["--runner", str(path)]
+
+
+@pytest.fixture(scope="session")
 def half(frozen50: Path) -> Runner:
     """`frozen50` on a GPU, in float16."""
     return Runner(frozen50, device="cuda", dtype="float16", batch_size=16)
@@ -224,7 +235,7 @@ def folders(few_digits: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def photo() -> Path:
-    return ROOT / "swsl" / "chelsea.jpg"
+    return ROOT / "swsl" / "cli" / "chelsea.jpg"
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from timm.data import create_transform, resolve_data_config
 from torchvision import transforms
 
 import swsl
-from swsl.eager import EagerRunner
+from swsl.deploy.eager import EagerRunner
 from swsl.image import load_image
 from swsl.preprocess import PreprocessSpec, preprocess, preprocess_batch
 

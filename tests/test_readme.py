@@ -16,8 +16,8 @@ from conftest import ROOT, subprocess_environment
 from PIL import Image
 
 import swsl
-import swsl.runner
-from swsl import cli
+import swsl.deploy.runner
+from swsl.cli.main import build_parser
 
 README = (ROOT / "README.md").read_text("utf-8")
 TRAINING = re.search(r"^## Fine-tune.*?(?=^## )", README, re.DOTALL | re.MULTILINE)[0]
@@ -57,7 +57,7 @@ def furnish(folder: Path, weights50: Path) -> Path:
     command = folder / "bin" / "swsl"
     command.parent.mkdir()
     command.write_text(
-        f"#!{sys.executable}\nimport sys\nimport stand_in\nfrom swsl.cli import main\nsys.exit(main())\n"
+        f"#!{sys.executable}\nimport sys\nimport stand_in\nfrom swsl.cli.main import main\nsys.exit(main())\n"
     )
     command.chmod(0o755)
     return folder
@@ -69,7 +69,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, weights50: Path) -> Path
     folder = furnish(tmp_path_factory.mktemp("readme"), weights50)
     (folder / "photos").mkdir()
     for name in ("photo.jpg", "photos/a.jpg", "photos/b.jpg"):
-        shutil.copy(ROOT / "swsl" / "chelsea.jpg", folder / name)
+        shutil.copy(ROOT / "swsl" / "cli" / "chelsea.jpg", folder / name)
     return folder
 
 
@@ -102,7 +102,7 @@ def test_commands_and_python(workplace: Path) -> None:
     blocks = [text for language, text in BLOCKS if language == "python"]
     assert len(blocks) >= 4
     for text in blocks:
-        if "Runner" in text and not swsl.runner.build_info()["compiled"]:
+        if "Runner" in text and not swsl.deploy.runner.build_info()["compiled"]:
             continue  # says why at length; test_runner.py covers that
         run(workplace, sys.executable, "-c", f"import stand_in\n{text}")
 
@@ -110,9 +110,9 @@ def test_commands_and_python(workplace: Path) -> None:
 @pytest.mark.slow
 def test_the_c_plus_plus_program(workplace: Path, frozen50: Path, tmp_path: Path) -> None:
     """What stands there is compiled against the installed package, and predicts what the Python runner does."""
-    if not swsl.runner.build_info()["compiled"]:
-        assert os.environ.get("SWSL_REQUIRE_RUNNER") != "1", swsl.runner.build_info()["reason"]
-        pytest.skip(swsl.runner.build_info()["reason"])
+    if not swsl.deploy.runner.build_info()["compiled"]:
+        assert os.environ.get("SWSL_REQUIRE_RUNNER") != "1", swsl.deploy.runner.build_info()["reason"]
+        pytest.skip(swsl.deploy.runner.build_info()["reason"])
     (program,) = (text for language, text in BLOCKS if language == "cpp")
     (project,) = (text for language, text in BLOCKS if language == "cmake")
     (tmp_path / "app.cpp").write_text(program)
@@ -142,7 +142,7 @@ def test_training_commands_are_understood() -> None:
         "classify",
     }
     for line in lines + [line.split(" -m ")[1] for line in commands("torchrun", blocks_of(TRAINING))]:
-        cli.build_parser().parse_args(shlex.split(line)[1:])
+        build_parser().parse_args(shlex.split(line)[1:])
 
 
 @pytest.mark.slow
@@ -157,12 +157,12 @@ def test_from_a_folder_of_photographs_to_a_program_that_recognises_them(
             for path in sorted((few_digits / part / digit).iterdir())[:count]:
                 shutil.copy(path, folder / "photos" / part / digit)
     Image.open(path).save(folder / "photo.jpg")
-    compiled = swsl.runner.build_info()["compiled"]
+    compiled = swsl.deploy.runner.build_info()["compiled"]
     if compiled:
         (folder / "dist" / "bin").mkdir(parents=True)
         (folder / "dist" / "bin" / "swsl-classify").symlink_to(request.getfixturevalue("classify_program"))
     else:
-        assert os.environ.get("SWSL_REQUIRE_RUNNER") != "1", swsl.runner.build_info()["reason"]
+        assert os.environ.get("SWSL_REQUIRE_RUNNER") != "1", swsl.deploy.runner.build_info()["reason"]
 
     blocks = blocks_of(TRAINING)
     told = {}

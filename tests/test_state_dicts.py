@@ -17,8 +17,8 @@ from conftest import file_of, read_and_listen, same_tensors, small_model
 from safetensors.torch import save_file
 
 import swsl
-from swsl.checkpoint import find_checkpoint
 from swsl.state_dicts import read_state_dict
+from swsl.training.checkpoint import find_checkpoint
 
 State = dict[str, Any]
 

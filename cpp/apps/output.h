@@ -13,6 +13,6 @@ std::string header(Format format, int top_k);
 std::string row(Format format, int top_k, const std::string& path, const swsl::StreamResult& result);
 
 // A name as it is written into every output, and an error's text: valid UTF-8 whatever the name's bytes are.
-// swsl/output.py says how, and how a name is read back.
+// swsl/bulk/rows.py says how, and how a name is read back.
 std::string written_name(std::string_view name);
 std::string written_error(std::string_view error);

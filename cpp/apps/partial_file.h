@@ -1,6 +1,6 @@
 // Rows of a long run, kept as they come: FILE.partial, which becomes FILE by a rename, and beside each a
-// record of what made it. As in Python: swsl/bulk.py and swsl/run_record.py; either program continues what
-// the other began.
+// record of what made it. As in Python: swsl/bulk/outputs.py and swsl/bulk/run_record.py; either program
+// continues what the other began.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
 // The file, device or pipe that a user's --output means, and the lock that keeps a second run from it. As in
-// Python: swsl/output.py and swsl/run_record.py.
+// Python: swsl/system/files.py and swsl/bulk/run_record.py.
 #pragma once
 
 #include <string>

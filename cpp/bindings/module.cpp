@@ -1,4 +1,4 @@
-// swsl._C: convert, name arguments, release the GIL. swsl/runner.py is the typed face that users see.
+// swsl._C: convert, name arguments, release the GIL. swsl/deploy/runner.py is the typed face that users see.
 
 #include <swsl/frozen_model.h>
 #include <swsl/runner.h>
@@ -343,7 +343,7 @@ void translate(std::exception_ptr thrown) {
   } catch (const swsl::ImageError& error) {
     raise("swsl.image", "ImageError", error);
   } catch (const swsl::ModelError& error) {
-    raise("swsl.export", "ModelError", error);
+    raise("swsl.deploy.export", "ModelError", error);
   }
 }
 

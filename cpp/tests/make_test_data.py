@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 import swsl  # noqa: E402
-from swsl.export import export_model, read_metadata  # noqa: E402
+from swsl.deploy.export import export_model, read_metadata  # noqa: E402
 
 CLASSES = 10
 
@@ -70,7 +70,7 @@ def main(folder: Path) -> None:
     )
 
     photo = folder / "photo.jpg"
-    shutil.copy(ROOT / "swsl" / "chelsea.jpg", photo)
+    shutil.copy(ROOT / "swsl" / "cli" / "chelsea.jpg", photo)
     with torch.inference_mode():
         batch = swsl.preprocess(photo, spec)[None]
         features = model.forward_head(model.forward_features(batch), pre_logits=True)

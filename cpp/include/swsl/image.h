@@ -16,8 +16,8 @@
 // `UnsupportedFormat`. As in Pillow, JPEG data that libjpeg can repair with a warning are accepted, truncated
 // data are not. A progressive JPEG that lacks scans is smoothed by libjpeg, and not as Pillow's does it where
 // swsl was built with a libjpeg-turbo before 3: there it is `UnsupportedFormat` too. PNGs are judged by
-// libpng, stricter than Pillow where their structure or a checksum is wrong; tests/test_fuzz_images.py has
-// the list of all such differences, and finds no other.
+// libpng, stricter than Pillow where their structure or a checksum is wrong; tests/deploy/test_fuzz_images.py
+// has the list of all such differences, and finds no other.
 //
 // Errors: `ImageError` (its message opens with the name of the image) for whatever is wrong with a file or
 // its bytes; std::invalid_argument for a faulty argument.

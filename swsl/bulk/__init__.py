@@ -1,0 +1,1 @@
+"""Many images: where they come from, and where their rows go."""

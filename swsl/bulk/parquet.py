@@ -1,0 +1,125 @@
+"""Predictions or embeddings as Parquet: see `swsl.bulk.outputs`."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..prediction import Result
+from ..system.files import replacing
+from ..system.interrupts import held_back
+from .outputs import BulkOutput
+from .rows import written_error, written_name
+from .run_record import Record, record_text
+
+_RECORD = b"swsl.run"  # its key in a file's metadata
+
+
+class ParquetOutput(BulkOutput):
+    """Through pyarrow. ``FILE.partial`` is a folder of parts, each a whole file with the record in its metadata."""
+
+    _PART_ROWS = 4096
+
+    def __init__(self, target: Path, record: Record, *, resume: bool, features: int | None = None) -> None:
+        try:
+            import pyarrow as pa
+            import pyarrow.parquet
+        except ImportError as error:
+            raise ImportError(f"{target}: Parquet needs pyarrow: pip install pyarrow") from error
+        columns: list[tuple[str, Any]] = [("path", pa.string()), ("error", pa.string())]
+        if features is None:
+            columns += [("label", pa.list_(pa.string())), ("index", pa.list_(pa.int32()))]
+            columns += [("probability", pa.list_(pa.float32()))]
+        else:
+            columns += [("embedding", pa.list_(pa.float32(), features))]
+        self._pa, self._parquet = pa, pyarrow.parquet
+        self._schema = pa.schema(columns, metadata={_RECORD: record_text(record)})
+        self._waiting: list[Result] = []
+        super().__init__(target, record, resume=resume)
+
+    def _has_rows(self) -> bool:
+        return bool(self._parts())
+
+    def _record_of(self, path: Path) -> bytes | None:
+        with open(self._parts()[0] if path == self.partial else path, "rb") as file:
+            return (self._parquet.read_schema(file).metadata or {}).get(_RECORD)
+
+    def _open(self, resume: bool) -> None:
+        self._clear(self._litter() if resume else [*self._litter(), *self._parts()])
+        self.partial.mkdir(exist_ok=True)
+        self.rows = 0
+        for part in self._parts():
+            with open(part, "rb") as file:  # pyarrow takes no name that is no UTF-8
+                self.rows += self._parquet.read_metadata(file).num_rows
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.partial.glob("[0-9]" * 8 + ".parquet"))
+
+    def _litter(self) -> list[Path]:
+        """Parts that a killed run had not finished."""
+        return list(self.partial.glob("." + "[0-9]" * 8 + ".parquet.*"))
+
+    @staticmethod
+    def _clear(files: Sequence[Path]) -> None:
+        for file in reversed(files):  # a kill amid them leaves the first rows, which can be gone on with
+            file.unlink()
+
+    def _names(self, path: Path) -> Iterator[str]:
+        for file in self._parts() if path == self.partial else [path]:
+            with open(file, "rb") as opened:
+                for batch in self._parquet.ParquetFile(opened).iter_batches(columns=["path"]):
+                    yield from batch.column(0).to_pylist()
+
+    def _copy_back(self) -> None:
+        self.partial.mkdir(exist_ok=True)
+        with replacing(self._next_part()) as temporary:
+            shutil.copyfile(self.target, temporary)
+
+    def _next_part(self) -> Path:
+        return self.partial / f"{len(self._parts()):08d}.parquet"
+
+    def _append(self, results: Sequence[Result]) -> None:
+        self._waiting += results
+        if len(self._waiting) >= self._PART_ROWS:
+            self._write_part()
+
+    def _write_part(self) -> None:
+        if not self._waiting:
+            return
+        columns: dict[str, list[Any]] = {"path": [written_name(r.source) for r in self._waiting]}
+        columns["error"] = [written_error(r.error) if r.error else None for r in self._waiting]
+        if "embedding" in self._schema.names:
+            columns["embedding"] = [None if r.row is None else r.row.tolist() for r in self._waiting]
+        else:
+            for name in ("label", "index", "probability"):
+                columns[name] = [[getattr(p, name) for p in r.predictions] for r in self._waiting]
+        table = self._pa.table(columns, schema=self._schema)
+        with replacing(self._next_part()) as temporary, open(temporary, "wb") as file:
+            self._parquet.write_table(table, file)
+        self._waiting = []
+
+    def _close(self, complete: bool) -> None:
+        self._write_part()
+        if not complete:
+            return
+        with (
+            replacing(self.target) as temporary,
+            open(temporary, "wb") as whole,
+            self._parquet.ParquetWriter(whole, self._schema) as writer,
+        ):
+            for part in self._parts():
+                with open(part, "rb") as file:
+                    for batch in self._parquet.ParquetFile(file).iter_batches():
+                        writer.write_batch(batch)
+        with held_back():
+            self._clear(self._parts())
+            self._remove()
+            self.complete = True
+
+    def _remove(self) -> None:
+        self._clear(self._litter())
+        with contextlib.suppress(OSError):  # it is not there, or somebody has put something into it
+            self.partial.rmdir()

@@ -1,0 +1,132 @@
+"""What made a file of rows, and who writes to it now: rows of two models, two sets of options or two writers never mix.
+
+Beside ``FILE.csv``, ``.jsonl`` or ``.npy`` lies ``FILE.run.json``, and beside a partial file ``FILE.partial.run.json``: one JSON
+object with everything that decides a row. Parquet has it in its metadata. `swsl-classify` writes and reads the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..deploy.eager import EagerRunner
+    from ..deploy.runner import Runner
+
+Record = dict[str, "str | int | bool | None"]
+
+
+class ResumeError(RuntimeError):
+    """A file of rows that cannot be continued with these inputs or options."""
+
+
+class OutputBusyError(RuntimeError):
+    """Another process writes to the same file."""
+
+
+def run_record(runner: Runner | EagerRunner, *, output: str, top_k: int | None = None) -> Record:
+    """What decides the rows of a run. The engine is no part of it: those of one dtype agree within the tolerance.
+
+    Args:
+        output: "predictions" or "embedding".
+        top_k: classes for each image, where predictions are asked for.
+    """
+    info = getattr(runner, "info", None)  # eager PyTorch has none, and one dtype
+    return {
+        "model": runner.fingerprint,
+        "dtype": info.dtype if info else "float32",
+        "exif_orientation": False,  # these three have no option on the command line
+        "dct_scaling": False,
+        "nvjpeg": False,
+        "max_pixels": runner.max_pixels,
+        "output": output,
+        "top_k": top_k,
+    }
+
+
+def record_text(record: Record) -> str:
+    return json.dumps(record) + "\n"
+
+
+def check_record(path: Path, text: str | bytes | None, record: Record) -> None:
+    """That a file of rows was made as this run would make it.
+
+    Args:
+        path: the file of rows.
+        text: its record; None where it has none.
+
+    Raises:
+        ResumeError: it was not; the message says what differs.
+    """
+    advice = "give the same model and options, or start anew without --resume"
+    try:
+        found = None if text is None else json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ResumeError(
+            f"{path}: does not say what made it (an older version?); start anew without --resume"
+        )
+    names = dict.fromkeys([*record, *found])
+    differences = [
+        f"{name} {_shown(found.get(name))} and not {_shown(record.get(name))}"
+        for name in names
+        if found.get(name) != record.get(name)
+    ]
+    if differences:
+        raise ResumeError(f"{path}: was made with {', '.join(differences)}; {advice}")
+
+
+def _shown(value: object) -> str:
+    # A fingerprint's first digits are enough to tell two.
+    return value[:16] if isinstance(value, str) else json.dumps(value)
+
+
+@contextlib.contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """The block is the only writer to ``target``: the kernel's lock on ``FILE.lock``, which holds the writer's process number.
+
+    Raises:
+        OutputBusyError: another process, or another block of this one, has it.
+        OSError: the folder cannot be written.
+    """
+    path = target.with_name(target.name + ".lock")
+    handle = _lock(path, target)
+    try:
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is ours; who opened it meanwhile sees that it has no name
+        os.close(handle)
+
+
+def _lock(path: Path, target: Path) -> int:
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(handle, 200, 0).decode("utf-8", "replace").strip() or "that has just begun"
+                raise OutputBusyError(
+                    f"{target}: is being written by process {holder}; let it end, or give another -o"
+                ) from None
+            except OSError as error:  # some network file systems have no locks
+                warnings.warn(
+                    f"{path}: cannot be locked ({error.strerror}): nothing keeps a second run from {target}",
+                    stacklevel=2,
+                )
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), path.stat()):
+                    return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # its holder removed it just now

@@ -1,0 +1,70 @@
+"""The runner that classifies for a command, and the frozen modules that are kept for it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..version import __version__
+from .arguments import refuse_two_models, take_cores
+
+if TYPE_CHECKING:
+    from ..deploy.eager import EagerRunner
+    from ..deploy.runner import Runner
+
+
+def open_runner(arguments: argparse.Namespace, **options: Any) -> Runner | EagerRunner:
+    """The compiled runner where it is built, eager PyTorch where it is not, which is then said."""
+    from ..deploy.runner import Runner, build_info
+
+    refuse_two_models(arguments)
+    if arguments.runner:
+        return Runner(arguments.runner, **options)
+    built = build_info()
+    if built["compiled"]:
+        return Runner(cached_export(arguments.model, arguments.weights), **options)
+    from ..deploy.eager import EagerRunner
+    from ..training.checkpoint import load_model
+
+    if "dtype" in options:
+        raise ValueError(f"--dtype: needs the compiled runner, and {built['reason']}")
+    take_cores(options.pop("cores", None))
+    loaded = load_model(arguments.model, arguments.weights)
+    runner = EagerRunner(loaded.model, spec=loaded.spec, labels=loaded.labels, **options)
+    reason = built["reason"].splitlines()[0].rstrip(":")
+    print(f"swsl: {reason}; using eager PyTorch", file=sys.stderr)
+    return runner
+
+
+def cached_export(name: str, weights: str | os.PathLike[str] | None = None) -> Path:
+    """The frozen module of a variant: frozen once for these weights, then reused from torch.hub's cache.
+
+    Raises:
+        swsl.WeightsError: the weights cannot be had or do not fit.
+    """
+    from ..deploy.export import FORMAT, export_model
+    from ..training.checkpoint import load_model
+    from ..variants import find_variant, find_weights
+    from ..weights import file_sha256
+
+    source = find_weights(find_variant(name), weights)
+    digest = file_sha256(source)
+    folder = Path(torch.hub.get_dir(), "swsl")
+    path = folder / f"{name}-{digest[:16]}-format{FORMAT}-swsl{__version__}-torch{torch.__version__}.pt"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        loaded = load_model(name, source)
+        export_model(
+            loaded.model,
+            path,
+            spec=loaded.spec,
+            labels=loaded.labels,
+            license=loaded.license,
+            weights_sha256=digest,
+        )
+    return path

@@ -1,0 +1,373 @@
+"""The commands that turn images into answers: classify, embed and demo."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, cast
+
+from .arguments import add_cores, add_device, add_model, positive
+from .engines import open_runner
+
+if TYPE_CHECKING:
+    from ..bulk.outputs import BulkOutput
+    from ..bulk.run_record import Record
+    from ..deploy.eager import EagerRunner
+    from ..deploy.runner import Runner
+    from ..prediction import Result
+
+DEMO_PHOTO = Path(__file__).with_name("chelsea.jpg")
+
+_A_HANDFUL = 5  # of images go without a progress line
+
+
+def add_commands(commands: Any) -> None:
+    command = commands.add_parser("classify", help="the most probable classes of images")
+    _add_images(command)
+    command.add_argument(
+        "--top-k", type=positive, default=5, metavar="K", help="classes for each image (default 5)"
+    )
+    command.add_argument(
+        "--format", choices=("table", "json", "csv"),
+        help="of what is printed, for - as soon as it is computed; json is one object a line (default table)",
+    )  # fmt: skip
+    command.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="a .csv, .jsonl or .parquet file to write instead; what made it is in FILE.run.json, or in the Parquet",
+    )
+    _add_resume(command)
+    command.set_defaults(run=_classify, interrupted="")
+
+    command = commands.add_parser("embed", help="the pooled features of images, 2048 numbers each")
+    _add_images(command)
+    command.add_argument(
+        "-o", "--output", required=True, metavar="FILE",
+        help="a .npy file (with FILE.paths.csv beside it) or a .parquet file to write",
+    )  # fmt: skip
+    _add_resume(command)
+    command.set_defaults(run=_embed, interrupted="")
+
+    command = commands.add_parser(
+        "demo", help="the whole chain on a bundled photograph, with timings and a picture"
+    )
+    add_model(command)
+    command.add_argument(
+        "-o", "--output", default="swsl-demo.png", metavar="FILE", help="default swsl-demo.png"
+    )
+    command.set_defaults(run=_demo, writes=("output",))
+
+
+def _add_images(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "images", nargs="+", metavar="PATH|DIR|URL|-",
+        help="image files, folders (searched recursively, hidden files and folders left out), URLs, or - for one path or URL a "
+        "line on stdin",
+    )  # fmt: skip
+    add_model(command)
+    command.add_argument(
+        "--batch-size", type=positive, metavar="N",
+        help="images in one forward pass at most (default 16, on a GPU with the compiled runner 64)",
+    )  # fmt: skip
+    command.add_argument(
+        "--max-pixels", type=positive, metavar="N",
+        help="of an image; one of more is an error, for a small file can hold a great many (default 89478485)",
+    )  # fmt: skip
+    add_device(command)
+    add_cores(command)
+    command.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16", "tf32", "auto"),
+        help="of weights and activations, with the compiled runner (default float32)",
+    )  # fmt: skip
+
+
+def _add_resume(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--resume", action="store_true",
+        help="go on with the FILE.partial that an interrupted run of the same model and options has left, or with a whole "
+        "FILE if there are more images now",
+    )  # fmt: skip
+
+
+def _open_and_say(arguments: argparse.Namespace) -> Runner | EagerRunner:
+    options = {
+        "device": arguments.device,
+        "batch_size": arguments.batch_size,
+        "dtype": arguments.dtype,
+        "cores": arguments.cores,
+        "max_pixels": arguments.max_pixels,
+    }
+    runner = open_runner(arguments, **{name: value for name, value in options.items() if value is not None})
+    print(f"swsl: {runner!r}", file=sys.stderr)
+    return runner
+
+
+def _classify(arguments: argparse.Namespace) -> int:
+    from ..system.files import is_special
+
+    top_k, output = arguments.top_k, arguments.output
+    suffix = Path(output or "").suffix.lower()
+    if arguments.resume and not output:
+        raise argparse.ArgumentError(None, "--resume: needs the -o FILE of the run to go on with")
+    if output and arguments.format and suffix in (".csv", ".jsonl", ".parquet"):
+        raise argparse.ArgumentError(None, "--format: the name after -o decides; give one of them")
+    target = _target(output) if output else None
+    if target is None or is_special(target):
+        if target and (arguments.resume or suffix == ".parquet"):
+            what = "--resume" if arguments.resume else "-o"
+            raise argparse.ArgumentError(None, f"{what}: expected a file, got a pipe or device, {output!r}")
+        named = {".csv": "csv", ".jsonl": "json"}.get(suffix)
+        return _print(target, named or arguments.format or "table", arguments)
+    if suffix not in (".csv", ".jsonl", ".parquet"):
+        raise argparse.ArgumentError(
+            None, f"-o: expected a name ending in .csv, .jsonl or .parquet, got {output!r}"
+        )
+
+    def make(_: Runner | EagerRunner, record: Record) -> BulkOutput:
+        from ..bulk.outputs import CsvOutput, JsonOutput
+        from ..bulk.parquet import ParquetOutput
+
+        if suffix == ".csv":
+            return CsvOutput(target, record, resume=arguments.resume, top_k=top_k)
+        return (JsonOutput if suffix == ".jsonl" else ParquetOutput)(target, record, resume=arguments.resume)
+
+    return _write(target, make, arguments, top_k=top_k)
+
+
+def _embed(arguments: argparse.Namespace) -> int:
+    from ..system.files import is_special
+
+    target, suffix = _target(arguments.output), Path(arguments.output).suffix.lower()
+    if suffix not in (".npy", ".parquet"):
+        raise argparse.ArgumentError(
+            None, f"-o: expected a name ending in .npy or .parquet, got {arguments.output!r}"
+        )
+    if is_special(target):
+        raise argparse.ArgumentError(None, f"-o: expected a file, got a pipe or device, {arguments.output!r}")
+
+    def make(runner: Runner | EagerRunner, record: Record) -> BulkOutput:
+        from ..bulk.outputs import NpyOutput
+        from ..bulk.parquet import ParquetOutput
+
+        kind = NpyOutput if suffix == ".npy" else ParquetOutput
+        return kind(target, record, resume=arguments.resume, features=runner.embed([]).shape[1])
+
+    return _write(target, make, arguments, output="embedding")
+
+
+def _target(path: str) -> Path:
+    """What to write, in the user's own words where these are no link."""
+    from ..system.files import resolve_target
+
+    resolved = resolve_target(path)
+    return resolved if Path(path).is_symlink() else Path(path)
+
+
+def _print(target: Path | None, style: str, arguments: argparse.Namespace) -> int:
+    """Rows to stdout, or to a device or pipe."""
+    from ..bulk.rows import csv_header, csv_row, json_row, table_row
+    from ..bulk.sources import find_images
+    from ..deploy.feeding import MAX_WAIT
+    from ..system.files import open_special
+
+    top_k, failed = arguments.top_k, 0
+    rows: dict[str, Callable[[Result], str]] = {
+        "table": table_row, "json": json_row, "csv": lambda result: csv_row(result, top_k),
+    }  # fmt: skip
+    try:
+        with contextlib.ExitStack() as stack:
+            if target:
+                sink = stack.enter_context(io.BufferedWriter(cast(io.RawIOBase, open_special(target))))
+                out: TextIO = io.TextIOWrapper(sink, encoding="utf-8", newline="")
+            else:
+                out = sys.stdout
+                if style != "table" and isinstance(out, io.TextIOWrapper):
+                    out.reconfigure(encoding="utf-8")  # whatever the terminal's is: other programs read it
+            runner = _open_and_say(arguments)
+            if style == "csv":
+                out.write(csv_header(top_k))
+            live = "-" in arguments.images
+            stream = runner.stream(
+                find_images(arguments.images), top_k=top_k, max_wait=MAX_WAIT if live else None
+            )
+            for result in _reported(stream, arguments, enabled=bool(target) or not out.isatty()):
+                failed += result.error is not None
+                out.write(rows[style](result))
+                if live:
+                    out.flush()
+            out.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if not target or error.filename:
+            raise
+        raise OSError(f"{target}: cannot be written: {error.strerror}") from error
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(
+            "only what was printed is kept; a run with -o FILE can go on with --resume"
+        ) from error
+    return 1 if failed else 0
+
+
+def _write(
+    target: Path,
+    make: Callable[[Runner | EagerRunner, Record], BulkOutput],
+    arguments: argparse.Namespace,
+    **options: Any,
+) -> int:
+    """Rows to a file, which no other process writes to meanwhile."""
+    from ..bulk.run_record import locked, run_record
+
+    output: BulkOutput | None = None
+    try:
+        with locked(target):
+            runner = _open_and_say(arguments)
+            record = run_record(
+                runner, output=options.get("output", "predictions"), top_k=options.get("top_k")
+            )
+            with make(runner, record) as output:
+                return _fill(output, runner, arguments, **options)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(_kept(target, output)) from error
+
+
+def _kept(target: Path, output: BulkOutput | None) -> str:
+    """What an interrupted run leaves."""
+    partial = target.with_name(target.name + ".partial")
+    if output and output.complete:
+        return f"{target} is complete"
+    if output and output.rows:
+        return f"{output.rows} rows are in {partial}; go on with --resume"
+    if partial.exists():
+        return f"{partial} is as it was; go on with --resume"
+    return "nothing was kept, for there was no row yet"
+
+
+def _fill(
+    bulk: BulkOutput, runner: Runner | EagerRunner, arguments: argparse.Namespace, **options: Any
+) -> int:
+    """Everything into the output, a batch of rows at a time."""
+    from ..bulk.sources import find_images
+    from ..system.interrupts import held_back
+
+    if bulk.rows and not bulk.complete:
+        print(f"swsl: {bulk.rows} rows are in {bulk.partial}, going on", file=sys.stderr)
+    failed = 0
+    waiting: list[Result] = []
+
+    def keep() -> None:
+        nonlocal waiting
+        with held_back():
+            batch, waiting = waiting, []  # not once more if this fails
+            bulk.write(batch)
+
+    remaining = bulk.remaining(find_images(arguments.images))
+    with contextlib.closing(runner.stream(remaining, max_wait=None, **options)) as stream:
+        try:
+            for result in _reported(stream, arguments, enabled=True, done=bulk.rows):
+                failed += result.error is not None
+                waiting.append(result)
+                if len(waiting) >= runner.batch_size:
+                    keep()
+        finally:  # interrupted or not, what is computed is kept
+            if waiting:
+                keep()
+    if bulk.complete:
+        print(f"swsl: {bulk.target} is complete", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _reported(
+    results: Iterable[Result], arguments: argparse.Namespace, *, enabled: bool, done: int = 0
+) -> Iterator[Result]:
+    """The results, with a progress line and a line for each error on stderr."""
+    from ..bulk.rows import written_error
+    from ..bulk.sources import find_images
+    from ..system.progress import Progress
+
+    total = None
+    if enabled and sys.stderr.isatty() and "-" not in arguments.images:
+        total = sum(1 for _ in find_images(arguments.images, report=False)) - done
+    with Progress("images", total, enabled=enabled and (total is None or total > _A_HANDFUL)) as progress:
+        for result in results:
+            if result.error:
+                progress.message(f"swsl: error: {written_error(result.error)}")
+            progress.advance(errors=result.error is not None)
+            yield result
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from ..deploy.runner import Runner, decode_image
+    from ..evaluation.picture import draw_prediction
+    from ..image import load_image
+    from ..prediction import top_predictions
+    from ..system.files import replacing
+    from ..weights import WeightsError
+
+    note = arguments.runner or arguments.model
+    licence = "weights CC-BY-NC 4.0 (non-commercial)"
+    try:
+        runner = open_runner(arguments)
+        if arguments.runner and isinstance(runner, Runner):
+            licence = f"weights {runner.metadata['license'] or 'of your own'}"
+    except WeightsError as error:
+        if arguments.weights:
+            raise
+        licence = "weights from a fixed seed"
+        note = f"{licence}: these predictions mean nothing"
+        print(f"The published weights are not here, so these are {note}.\n({error})\n")
+        runner = _seeded_runner(arguments.model)
+
+    def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+        work()  # the first call pays for warming up
+        start = time.perf_counter()
+        result = work()
+        return result, (time.perf_counter() - start) * 1e3
+
+    decode = decode_image if isinstance(runner, Runner) else load_image
+    pixels, decode_ms = timed(lambda: decode(DEMO_PHOTO))
+    batch, preprocess_ms = timed(lambda: runner.preprocess([pixels]))
+    logits, forward_ms = timed(lambda: runner.forward(batch))
+    predictions = top_predictions(logits, runner.labels, 5)[0]
+
+    photo = load_image(DEMO_PHOTO)
+    print(f"{arguments.runner or arguments.model}, {licence}, engine: {runner}")
+    print(f"{DEMO_PHOTO.name}, {photo.width}×{photo.height}: a photograph by Stefan van der Walt, CC0")
+    for prediction in predictions:
+        print(f"  {prediction.probability:8.2%}  {prediction.label}")
+    print(f"decode {decode_ms:.1f} ms, preprocess {preprocess_ms:.1f} ms, forward {forward_ms:.1f} ms")
+    with replacing(arguments.output) as temporary:
+        draw_prediction(photo, runner.spec, predictions, note).save(temporary, format="PNG")
+    print(f"picture: {arguments.output}")
+    return 0
+
+
+def _seeded_runner(name: str) -> Runner | EagerRunner:
+    import tempfile
+
+    import torch
+
+    from ..deploy.runner import Runner, build_info
+    from ..variants import create_model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = create_model(name, pretrained=False)
+    model.get_parameter(
+        "fc.weight"
+    ).data *= 200  # a fresh classifier's logits are all but equal: five empty bars
+    if not build_info()["compiled"]:
+        from ..deploy.eager import EagerRunner
+
+        return EagerRunner(model)
+    from ..deploy.export import export_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        export_model(model, Path(folder, "seeded.pt"))
+        return Runner(Path(folder, "seeded.pt"))

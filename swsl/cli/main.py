@@ -1,0 +1,235 @@
+"""The `swsl` command: arguments in, printed answers out."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..system.files import is_stdout, resolve_target
+from ..version import __version__
+from . import images, training
+from .arguments import positive
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line. Returns 0, or 1 if anything failed, or as shells do 128 and the number of the signal that stopped
+    it: Ctrl-C or SIGTERM. Wrong usage exits with 2, as argparse does.
+
+    A command that keeps something when it is stopped raises KeyboardInterrupt with the words for it and for how to go on.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text in any encoding
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    warnings.showwarning = lambda message, *_: print(f"swsl: warning: {message}", file=sys.stderr)
+    with _stoppable() as signals:
+        try:
+            return _run(arguments)
+        except argparse.ArgumentError as error:  # arguments that are wrong together
+            parser.error(str(error))
+        except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
+            _leave_stdout()
+            return 141
+        except (KeyboardInterrupt, RuntimeError, ValueError, OSError, ImportError) as error:
+            what = " ".join(str(error).split())
+            try:
+                sys.stdout.flush()
+            except OSError:
+                _leave_stdout()
+            # What is stopped may end in another error: of processes that were stopped too, say.
+            if signals or isinstance(error, KeyboardInterrupt):
+                kept = what if isinstance(error, KeyboardInterrupt) else ""
+                kept = kept or arguments.interrupted
+                print(f"swsl: interrupted{kept and ': '}{kept}", file=sys.stderr)
+                return 128 + (signals[0] if signals else signal.SIGINT)
+            print(f"swsl: error: {what}", file=sys.stderr)
+            return 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """The command, after a look at the outputs: an hour's work is not to end in a name that cannot be written."""
+    paths = [getattr(arguments, name) for name in arguments.writes]
+    targets = [resolve_target(path) for path in paths if path not in (None, "-")]
+    if any(map(is_stdout, targets)):  # which then is the output's alone
+        with contextlib.redirect_stdout(sys.stderr):
+            return arguments.run(arguments)
+    code = arguments.run(arguments)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full device: Python would only mention it when it ends
+        _leave_stdout()
+        raise OSError(f"stdout: cannot be written: {error.strerror}") from error
+    return code
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[list[int]]:
+    """SIGTERM raises KeyboardInterrupt as Ctrl-C does, and a second of either ends the process at once. Yields a list, which
+    gets the signal that came."""
+    came: list[int] = []
+    before: dict[signal.Signals, Any] = {}
+
+    def stop(number: int, _: object) -> None:
+        came.append(number)
+        for known in before:
+            signal.signal(known, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        for each, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+            if signal.getsignal(each) == usual:  # one that is ignored, under nohup say, stays so
+                before[each] = signal.signal(each, stop)
+    try:
+        yield came
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _leave_stdout() -> None:
+    """What is still to be printed would fail again when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="swsl",
+        description="SWSL ResNeXt ImageNet models. The published weights are CC-BY-NC 4.0: non-commercial use only.",
+    )
+    parser.add_argument("--version", action="version", version=f"swsl {__version__}")
+    # `writes` are the arguments that name a file to write.
+    parser.set_defaults(writes=(), interrupted="nothing was kept; run it again")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    command = commands.add_parser("list", help="the four variants and every published fact about them")
+    command.set_defaults(run=_list)
+
+    command = commands.add_parser(
+        "export", help="freeze a model into one TorchScript file for LibTorch and the runner"
+    )
+    command.add_argument("model", metavar="NAME|FILE", help="a variant, or a training run's best.pth")
+    command.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="path or URL of other weights: a state dict or a training program's checkpoint",
+    )
+    command.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="the file to write, model.pt say"
+    )
+    command.set_defaults(run=_export, writes=("output",))
+
+    command = commands.add_parser("verify", help="repeat the golden check of a frozen module")
+    command.add_argument("module", metavar="FILE", help="a file that `swsl export` wrote")
+    command.set_defaults(run=_verify)
+
+    command = commands.add_parser("profile", help="where the time of a frozen module's forward pass goes")
+    command.add_argument("module", metavar="FILE", help="a file that `swsl export` wrote")
+    command.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "auto"), default="float32", help="default float32"
+    )
+    command.add_argument("--batch-size", type=positive, default=1, metavar="N", help="default 1")
+    command.add_argument("--threads", type=positive, default=0, metavar="N", help="default: as torch")
+    command.add_argument("-o", "--output", metavar="FILE", help="also draw a roofline picture (PNG)")
+    command.set_defaults(run=_profile, writes=("output",))
+
+    images.add_commands(commands)
+    training.add_commands(commands)
+    return parser
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from ..variants import VARIANTS
+
+    variants = list(VARIANTS.values())
+    training = variants[0].training
+    rows = [("", [variant.name.removeprefix("swsl_resnext") for variant in variants])]
+    rows += [
+        ("blocks in the stages", [",".join(map(str, v.layers)) for v in variants]),
+        ("groups × width", [f"{v.groups} × {v.width_per_group}" for v in variants]),
+        ("parameters", [f"{v.parameters:,}" for v in variants]),
+        ("FLOPs as published", [f"{v.published_flops / 1e9:.2f} G" for v in variants]),
+        ("MACs at 224×224", [f"{v.macs / 1e9:.2f} G" for v in variants]),
+        ("file, bytes", [f"{v.file_size:,}" for v in variants]),
+        ("SHA-256 begins", [v.sha256_prefix for v in variants]),
+        ("ImageNet top-1, %", [f"{v.top1:.2f}" for v in variants]),
+        ("ImageNet top-5, %", [f"{v.top5:.2f}" for v in variants]),
+    ]
+    names = ("again, timm's", "ReaL labels", "ImageNet-V2", "ImageNet-A", "ImageNet-R", "Sketch")
+    for column, name in enumerate(names):
+        rows.append((f"{name} top-1, %", [str(v.timm_top1[column]) for v in variants]))
+    for name, cells in rows:
+        print(f"{name:<24}" + "".join(f"{cell:>14}" for cell in cells))
+    print()
+    for variant in variants:
+        print(f"{variant.name}\n  {variant.url}")
+        if variant.note:
+            print(f"  note: {variant.note}")
+    spec = variants[0].preprocess
+    print(
+        f"\ninput     {spec.input_size[0]}×{spec.input_size[1]}, crop_pct {spec.crop_pct}, {spec.interpolation}, "
+        f"mean {spec.mean}, std {spec.std}"
+        f"\ntraining  {' and '.join(training.data)}; {', '.join(training.techniques)}; learning rate "
+        f"{training.learning_rate}, {training.epochs} epochs, batch {training.batch_size}, weight decay "
+        f"{training.weight_decay:g}, {training.gpus} GPUs"
+        f"\nlicence   weights {variants[0].license}: non-commercial use only; code Apache-2.0"
+    )
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from ..deploy.export import export_model, read_metadata
+    from ..training.checkpoint import load_checkpoint, load_model
+    from ..variants import find_variant, find_weights
+    from ..weights import file_sha256
+
+    if os.path.isfile(arguments.model):
+        if arguments.weights:
+            raise argparse.ArgumentError(None, f"--weights: {arguments.model} has weights of its own")
+        source = Path(arguments.model)
+        loaded = load_checkpoint(source)
+    else:
+        source = find_weights(find_variant(arguments.model), arguments.weights)
+        loaded = load_model(arguments.model, source)
+    export_model(
+        loaded.model, arguments.output, spec=loaded.spec, labels=loaded.labels, license=loaded.license,
+        weights_sha256=file_sha256(source),
+    )  # fmt: skip
+    size = os.path.getsize(arguments.output) / 1e6
+    weights = read_metadata(arguments.output)["license"] or "of your own"
+    print(f"{arguments.output}: {arguments.model}, {size:.0f} MB, weights {weights}")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from ..deploy.export import verify
+
+    print(f"{arguments.module}: relative error {verify(arguments.module):.1e} in TorchScript on the CPU")
+    return 0
+
+
+def _profile(arguments: argparse.Namespace) -> int:
+    from ..deploy.profile import draw_roofline, profile, table
+    from ..system.files import replacing
+
+    layers, peak, what = profile(
+        arguments.module, dtype=arguments.dtype, threads=arguments.threads, batch=arguments.batch_size
+    )
+    print(what)
+    print(table(layers, peak))
+    if arguments.output:
+        with replacing(arguments.output) as temporary:
+            draw_roofline(layers, peak, what).save(temporary, format="PNG")
+    return 0

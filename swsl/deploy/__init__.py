@@ -1,0 +1,1 @@
+"""From a model to a running file: freezing it, and the runners."""

@@ -1,0 +1,401 @@
+"""The compiled C++ runner: image files to predictions, through a frozen module (`swsl export`).
+
+It is an optional part: `Runner` says how to get it where it is not built. `swsl.EagerRunner` has the same methods
+and needs no compiler.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from types import NoneType
+from typing import Any, Literal, NamedTuple, SupportsFloat, SupportsIndex
+
+import torch
+from torch import Tensor
+
+from ..image import MAX_PIXELS, ImageError, ImageSource, UnsupportedFormat, several
+from ..prediction import Prediction, Result
+from ..preprocess import PreprocessSpec
+from .export import ModelError, made_anew
+from .feeding import MAX_WAIT, End, Feeder, is_live
+from .native import PACKAGE, decode_other, extension, joined, prepare
+
+cmake_prefix_path = str(PACKAGE / "share" / "cmake")
+"""For C++ programs that use the library in this package: ``cmake -DCMAKE_PREFIX_PATH=$(python -c "import
+swsl; print(swsl.cmake_prefix_path)")``, then ``find_package(swsl)``."""
+
+
+class EngineInfo(NamedTuple):
+    """What runs the forward pass, and why. Threads are those of the forward pass on a CPU, 0 on a GPU."""
+
+    name: str
+    device: str
+    dtype: str
+    threads: int
+    batch_size: int
+    reason: str
+    golden_error: float
+    golden_tolerance: float
+
+
+class LayerTime(NamedTuple):
+    """One fused layer of a forward pass: a convolution with its bias, residual addition and ReLU, or a pool."""
+
+    kernel: str
+    shape: str
+    multiply_adds: float
+    seconds: float
+
+
+def build_info() -> dict[str, Any]:
+    """How the compiled runner was built.
+
+    Returns:
+        ``compiled`` (bool) and, where it is False, ``reason``; else ``swsl`` and ``torch`` (the versions it was built
+        with), ``jpeg``, ``png`` and ``other_formats`` (what decodes them: "libjpeg", "libpng" or "Pillow"), ``cuda``
+        (whether torch's CUDA libraries are linked), ``cuda_kernels`` (whether our own were compiled: without them CUDA
+        devices run TorchScript, and the CPU prepares the images) and ``nvjpeg`` (whether the option of that name was
+        compiled; the library is looked for when it is asked for).
+    """
+    try:
+        built = extension().build_info()
+    except ImportError as error:
+        return {"compiled": False, "reason": str(error)}
+    return {
+        "compiled": True,
+        **built,
+        "jpeg": "libjpeg" if built["jpeg"] else "Pillow",
+        "png": "libpng" if built["png"] else "Pillow",
+        "other_formats": "Pillow",
+    }
+
+
+def decode_image(
+    source: ImageSource, *, exif_orientation: bool = False, max_pixels: int = MAX_PIXELS
+) -> Tensor:
+    """The pixels of an image: a uint8 tensor height × width × 3, RGB, equal to Pillow's ``convert("RGB")``.
+
+    Raises:
+        ImageError: the image cannot be used.
+        ImportError: the compiled runner is not there.
+    """
+    native = extension()
+    options: dict[str, Any] = {"exif_orientation": exif_orientation, "max_pixels": max_pixels}
+    prepared = prepare(source, **options)
+    if isinstance(prepared, Tensor):
+        return prepared
+    if hasattr(prepared, "__array_interface__"):
+        return torch.as_tensor(prepared)
+    if not (isinstance(prepared, memoryview) and prepared.ndim == 3):
+        try:
+            decoded: Tensor = native.decode_image(prepared, **options)
+            return decoded
+        except UnsupportedFormat:
+            encoded, name = prepared if isinstance(prepared, tuple) else (prepared, None)
+            other = decode_other(encoded, name, **options)
+            if other is None:
+                raise
+            prepared = other
+    return torch.frombuffer(bytearray(prepared), dtype=torch.uint8).view(*(prepared.shape or ()))
+
+
+class Runner:
+    """A frozen module, ready to classify: decode, preprocess, forward pass and top-k, all in C++.
+
+    Images are paths, URLs, the bytes of image files, Pillow images, or uint8 arrays or tensors H×W×3 (RGB). JPEG and
+    PNG are decoded in C++, what C++ does not know by Pillow; the pixels are the same. Any number of threads may call one
+    runner. After a fork the child has to make its own, which always works. A runner pickles as its path and options, and is
+    made anew where it arrives; a file that holds another model by then is a ModelError.
+
+    Args:
+        model: the ``.pt`` that `swsl export` wrote.
+        device: "cpu", "cuda", "cuda:1" or "auto" (a GPU if there is one).
+        dtype: "float32", "bfloat16" or "float16", of weights and activations, or "auto": the faster of the first two,
+            measured once for a machine and model, and bfloat16 only if its logits are within the tolerance. On a GPU
+            also "tf32": float32 whose products are of numbers rounded to 10 bits of mantissa, in float16's tolerance;
+            "float32" never does that. Logits are always float32.
+        cores: that forward pass and image decoding share; all threads of this runner together never keep more busy. 0: as
+            many as this process may use, by its affinity, its cgroup's CPU quota and ``OMP_NUM_THREADS``, the smallest of
+            them.
+        threads: that compute the forward pass on a CPU, and that decode and preprocess the images of a batch before it, at
+            most ``cores``; 0: as many as ``cores``.
+        batch_size: how many images one forward pass takes at most; 0: 16 on a CPU, 64 on a GPU.
+        exif_orientation: turn images as their EXIF tag says. Off by default, as in timm and torchvision.
+        dct_scaling: inexact. JPEGs of at least four times the size that they are resized to are shrunk inside the decoder,
+            which is faster; the README has what that gains and what it does to logits.
+        nvjpeg: inexact, CUDA only. The GPU decodes JPEGs of the usual kind (baseline, YCbCr, not turned by
+            ``exif_orientation``), and its pixels differ from libjpeg's; the CPU decodes all other images, and those that
+            nvJPEG refuses. Not together with ``dct_scaling``.
+        max_pixels: of an image at most; one of more is refused. What Pillow decodes has to pass Pillow's own check too.
+
+    Raises:
+        ImportError: the compiled runner is not there; the message says why and what to do.
+        ModelError: ``model`` is missing, no frozen module, or does not compute what it says it computes.
+        ValueError: an option out of bounds, a device that is not there, or nvJPEG where it cannot be had; the message
+            says what is missing.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        cores: int = 0,
+        threads: int = 0,
+        batch_size: int = 0,
+        exif_orientation: bool = False,
+        dct_scaling: bool = False,
+        nvjpeg: bool = False,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self._module = extension()
+        _check_types("a path", (str, os.PathLike), model=model)
+        _check_types("a string", str, device=device, dtype=dtype)
+        _check_types(
+            "a whole number",
+            SupportsIndex,
+            cores=cores,
+            threads=threads,
+            batch_size=batch_size,
+            max_pixels=max_pixels,
+        )
+        _check_types(
+            "True or False", bool, exif_orientation=exif_orientation, dct_scaling=dct_scaling, nvjpeg=nvjpeg
+        )
+        self._options: dict[str, Any] = {
+            "device": device,
+            "dtype": dtype,
+            "cores": cores,
+            "threads": threads,
+            "batch_size": batch_size,
+            "exif_orientation": exif_orientation,
+            "dct_scaling": dct_scaling,
+            "nvjpeg": nvjpeg,
+            "max_pixels": max_pixels,
+        }
+        self._path = os.path.abspath(os.fspath(model))
+        self._decoding: dict[str, Any] = {"exif_orientation": exif_orientation, "max_pixels": max_pixels}
+        self._runner = self._module.Runner(
+            os.fspath(model), **self._options, decode_other=partial(decode_other, **self._decoding)
+        )
+        self.info = EngineInfo(**self._runner.info())
+        self.batch_size = self.info.batch_size
+        self.max_pixels = max_pixels
+        self.device = torch.device(self.info.device)
+        self.metadata: dict[str, Any] = json.loads(self._runner.metadata())
+        self.labels: tuple[str, ...] = tuple(self.metadata["labels"])
+        self.spec = PreprocessSpec(**self.metadata["preprocess"])
+        self.fingerprint: str = self.metadata["fingerprint"]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return made_anew, (type(self), self._path, self._options, self.fingerprint)
+
+    def __repr__(self) -> str:
+        return f"compiled runner ({self.info.name}, {self.info.dtype}) on {self.info.device}"
+
+    def classify(
+        self, images: Iterable[ImageSource], top_k: int = 5, *, errors: Literal["raise", "return"] = "raise"
+    ) -> list[list[Prediction]]:
+        """The ``top_k`` likeliest classes of each image, the likeliest first.
+
+        Args:
+            images: any number; memory does not grow with it.
+            top_k: at least 1; a model with fewer classes gives all of them.
+            errors: "raise" raises the first image's error after its batch; "return" puts the `ImageError` in that
+                image's place in the list, and the others still get their predictions.
+
+        Raises:
+            ImageError: an image that cannot be used, unless ``errors="return"``.
+        """
+        if errors not in ("raise", "return"):
+            raise ValueError(f"errors: expected 'raise' or 'return', got {errors!r}")
+        answers: list[Any] = []
+        for result in self.stream(several(images), top_k=top_k, max_wait=None):
+            if result.error and errors == "raise":
+                raise result.error
+            answers.append(result.error or result.predictions)
+        return answers
+
+    def stream(
+        self,
+        sources: Iterable[ImageSource],
+        *,
+        batch_size: int = 0,
+        workers: int = 0,
+        top_k: int = 5,
+        output: Literal["predictions", "embedding", "logits"] = "predictions",
+        max_wait: float | None = MAX_WAIT,
+    ) -> Generator[Result, None, None]:
+        """A result for each source, in their order, while the next ones are read, decoded and preprocessed.
+
+        A result comes when it is computed, also from a live source such as a camera or a pipe: a batch that is not full
+        goes once no source has come for ``max_wait``. An unusable image becomes a result with an error. Memory stays
+        bounded however many sources there are: they are taken three batches ahead of the results, no further. Closing the
+        iterator stops its threads.
+
+        Args:
+            sources: images; an endless generator is fine. Bytes, arrays and tensors must not be changed before their
+                result is there.
+            batch_size: images in one forward pass; 0: the runner's.
+            workers: threads that read, decode and preprocess; 0: as many as the runner has cores. They and the
+                forward pass share the cores and never keep more threads busy than there are, so more workers only help
+                where reading files is slow.
+            top_k: classes for each image, where predictions are asked for.
+            output: "predictions"; or "embedding" (2048) or "logits" (classes) as each result's ``row``, float32.
+            max_wait: in seconds. The iterator of the sources runs on a thread of its own; what it raises is raised here,
+                after the results before it. Where it is waiting when the stream is closed, its thread ends as soon as the
+                next source comes, which is dropped. With None, and for a list or another sequence always, sources are
+                taken on the caller's thread and every batch but the last is full, so that the last digits of a result do
+                not depend on timing.
+
+        Raises:
+            ValueError: an option out of bounds.
+        """
+        _check_types("a number, or None", (SupportsFloat, NoneType), max_wait=max_wait)
+        _check_types("a whole number", SupportsIndex, batch_size=batch_size, workers=workers, top_k=top_k)
+        _check_types("a string", str, output=output)
+        live = is_live(sources, max_wait)
+        stream = self._module.Stream(
+            self._runner, batch_size=batch_size, workers=workers, top_k=top_k, output=output,
+            max_wait=max_wait if live else None,
+        )  # fmt: skip
+        return (self._live_results if live else self._results)(stream, iter(sources))
+
+    def _results(self, stream: Any, sources: Iterator[ImageSource]) -> Generator[Result, None, None]:
+        under_way: deque[tuple[ImageSource, Exception | None]] = (
+            deque()
+        )  # with the errors of those not pushed
+        capacity = stream.capacity()
+        finished = False
+        try:
+            while True:
+                while not finished and len(under_way) < capacity and not _is_due(under_way, stream):
+                    try:
+                        source = next(sources)
+                    except StopIteration:
+                        finished = True
+                        stream.finish()
+                        break
+                    prepared = self._try_prepare(source)
+                    failed = isinstance(prepared, Exception)
+                    under_way.append((source, prepared if failed else None))
+                    if not failed:
+                        stream.push(prepared)
+                if not under_way:
+                    return
+                source, failure = under_way.popleft()
+                if failure:
+                    yield Result(source, [], failure)
+                    continue
+                yield _pop(stream, source)
+        finally:
+            stream.close()
+
+    def _live_results(self, stream: Any, sources: Iterator[ImageSource]) -> Generator[Result, None, None]:
+        def push(source: ImageSource) -> tuple[ImageSource, Exception | None]:
+            prepared = self._try_prepare(source)
+            if isinstance(prepared, Exception):
+                return source, prepared
+            stream.push(prepared)
+            return source, None
+
+        feeder = Feeder(sources, stream.capacity(), push, stream.finish)
+        try:
+            while not isinstance(made := feeder.get(), End):
+                source, failure = made
+                result = Result(source, [], failure) if failure else _pop(stream, source)
+                feeder.give_room()
+                yield result
+            if made.error:
+                raise made.error
+        finally:
+            feeder.close()
+            stream.close()
+
+    def logits(self, images: Iterable[ImageSource]) -> Tensor:
+        """Images to float32 logits N×classes on the CPU. Raises ImageError for the first that cannot be used."""
+        return self._rows(images, self._runner.logits)
+
+    def embed(self, images: Iterable[ImageSource]) -> Tensor:
+        """Images to pooled features N×2048, float32, on the CPU. Raises ImageError as `logits` does."""
+        return self._rows(images, self._runner.embed)
+
+    def preprocess(self, images: Iterable[ImageSource]) -> Tensor:
+        """Images to a float32 batch N×3×H×W on the CPU. Raises ImageError as `logits` does."""
+        return self._rows(images, self._runner.preprocess)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """A preprocessed floating-point batch N×3×H×W to float32 logits N×classes, on the runner's device.
+
+        Raises:
+            ValueError: a tensor of another shape or type.
+        """
+        _check_types("a tensor", Tensor, batch=batch)
+        logits: Tensor = self._runner.forward(batch)
+        return logits
+
+    def profile(self, batch: Tensor) -> list[LayerTime]:
+        """Times one forward pass of a preprocessed batch N×3×H×W, N ≤ batch_size, layer by layer.
+
+        Returns:
+            One entry per fused layer; none where the engine has no plan of its own (`info.name` is "torchscript").
+
+        Raises:
+            ValueError: a tensor of another shape or type, or more images than batch_size.
+        """
+        _check_types("a tensor", Tensor, batch=batch)
+        return [LayerTime(*layer) for layer in self._runner.profile(batch)]
+
+    def _rows(self, images: Iterable[ImageSource], method: Any) -> Tensor:
+        parts = []
+        iterator = iter(several(images))
+        while chunk := list(islice(iterator, self.batch_size)):
+            rows, errors = method([prepare(image, **self._decoding) for image in chunk])
+            for error in filter(None, errors):
+                raise ImageError(error)
+            parts.append(rows)
+        if not parts:
+            rows, _ = method([])
+            parts.append(rows)
+        return parts[0] if len(parts) == 1 else joined(parts)
+
+    def _try_prepare(self, source: ImageSource) -> Any:
+        try:
+            return prepare(source, **self._decoding)
+        except (ImageError, TypeError) as error:
+            return error
+
+
+def _is_due(under_way: deque[tuple[ImageSource, Exception | None]], stream: Any) -> bool:
+    """Whether the next result is there without waiting."""
+    return bool(under_way) and (under_way[0][1] is not None or stream.ready())
+
+
+def _pop(stream: Any, source: ImageSource) -> Result:
+    predictions, row, error = stream.pop()
+    return Result(source, [Prediction(*p) for p in predictions], ImageError(error) if error else None, row)
+
+
+def _check_types(expected: str, kind: Any, **arguments: object) -> None:
+    """In pybind11's own words this would be a page of signatures."""
+    for name, value in arguments.items():
+        if not isinstance(value, kind):
+            raise TypeError(f"{name}: expected {expected}, got {type(value).__name__} {repr(value)[:80]}")
+
+
+__all__: Sequence[str] = [
+    "EngineInfo",
+    "LayerTime",
+    "ModelError",
+    "Prediction",
+    "Runner",
+    "build_info",
+    "cmake_prefix_path",
+    "decode_image",
+]

@@ -1,0 +1,1 @@
+"""Files, signals and the terminal: what the rest of swsl asks of the operating system."""

@@ -1,0 +1,180 @@
+"""The file that training writes: weights with everything needed to use them.
+
+One dict, saved by ``torch.save`` and read with ``weights_only=True``, so that opening it runs no code:
+
+    format        1
+    model         the state dict, float32, torchvision's names
+    architecture  {"layers", "groups", "width_per_group", "num_classes"}
+    variant       name of the published variant of this architecture, or None
+    preprocess    the fields of PreprocessSpec
+    labels        class names, one for each class
+    license       "CC-BY-NC-4.0" where the training started from published weights, else None
+    metrics       of these weights on the validation images
+    versions      {"swsl", "torch"}
+    training      only in last.pth: all that resuming needs (see swsl/training/train.py)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import weights as _weights
+from ..labels import LABELS
+from ..preprocess import PreprocessSpec
+from ..resnext import ResNeXt
+from ..state_dicts import OWN_KEYS, read_pickled
+from ..system.files import replacing
+from ..variants import VARIANTS, WEIGHTS_LICENSE, create_model, find_variant
+from ..version import __version__
+
+_FORMAT = 1
+
+
+@dataclass
+class Checkpoint:
+    """A model and what belongs to it.
+
+    Args:
+        model: on the CPU in float32.
+        spec: how its images are preprocessed.
+        labels: class names, one for each class.
+        variant: name of the published variant of its architecture, if it is one.
+        license: of the weights, where it is known.
+        metrics: of these weights on the validation images of their training.
+        training: what resuming needs; only in a run's ``last.pth``.
+    """
+
+    model: ResNeXt
+    spec: PreprocessSpec
+    labels: tuple[str, ...]
+    variant: str | None = None
+    license: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    training: dict[str, Any] | None = None
+
+
+def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> Checkpoint:
+    """What ``--model NAME --weights FILE`` means, for every command.
+
+    Args:
+        name: the variant to build, unless ``weights`` is a checkpoint of a training run, which says itself what it is.
+        weights: path or URL of a checkpoint or of a state dict of the variant; None takes the published weights.
+
+    Raises:
+        ValueError: no such variant.
+        swsl.WeightsError: the weights cannot be had or do not fit.
+    """
+    if weights is not None:
+        weights = _weights.locate(weights)
+        if checkpoint := find_checkpoint(weights):
+            return checkpoint
+    model = create_model(name, weights=weights)
+    return Checkpoint(model, find_variant(name).preprocess, LABELS, name, WEIGHTS_LICENSE)
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read what `save_checkpoint` wrote. The model is in training mode, as PyTorch has it: call ``.eval()``.
+
+    Raises:
+        swsl.WeightsError: no such file, no checkpoint of this package, or damaged.
+    """
+    path = _weights.locate(path)
+    checkpoint = find_checkpoint(path)
+    if checkpoint is None:
+        raise _weights.WeightsError(
+            f"weights: {path}: expected a checkpoint that `swsl finetune` wrote, found other weights"
+        )
+    return checkpoint
+
+
+def find_checkpoint(path: Path) -> Checkpoint | None:
+    """What `save_checkpoint` wrote to ``path``; None where it holds other weights.
+
+    Raises:
+        swsl.WeightsError: a damaged checkpoint, or of a newer format.
+    """
+    content = _read(path)
+    return None if content is None else _rebuild(content, path)
+
+
+def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
+    """Write it whole or not at all."""
+    model = checkpoint.model
+    content: dict[str, Any] = {
+        "format": _FORMAT,
+        "model": {key: value.detach().cpu() for key, value in model.state_dict().items()},
+        "architecture": {
+            "layers": list(model.layers),
+            "groups": model.groups,
+            "width_per_group": model.width_per_group,
+            "num_classes": model.num_classes,
+        },
+        "variant": checkpoint.variant,
+        "preprocess": asdict(checkpoint.spec),
+        "labels": list(checkpoint.labels),
+        "license": checkpoint.license,
+        "metrics": checkpoint.metrics,
+        "versions": {"swsl": __version__, "torch": str(torch.__version__)},
+    }
+    if checkpoint.training is not None:
+        content["training"] = checkpoint.training
+    with replacing(path, special=False) as temporary, open(temporary, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())  # before the rename, or a power cut may leave the name on an empty file
+
+
+def variant_of(model: ResNeXt) -> str | None:
+    """Name of the published variant with this model's architecture, whatever its number of classes."""
+    for variant in VARIANTS.values():
+        if (variant.layers, variant.groups, variant.width_per_group) == (
+            model.layers,
+            model.groups,
+            model.width_per_group,
+        ):
+            return variant.name
+    return None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The content of a checkpoint of ours; None for any other file of weights."""
+    with open(path, "rb") as file:
+        head = file.read(4)
+    if head != b"PK\x03\x04":  # the legacy format, as the published files have it, or safetensors
+        return None
+    content = read_pickled(path, head)
+    if not isinstance(content, dict) or not content.keys() >= OWN_KEYS:
+        return None
+    if content["format"] != _FORMAT:
+        raise _weights.WeightsError(
+            f"weights: {path}: checkpoint format {content['format']!r}, this swsl reads format {_FORMAT}; "
+            "install a newer swsl"
+        )
+    return content
+
+
+def _rebuild(content: dict[str, Any], path: Path) -> Checkpoint:
+    try:
+        model = ResNeXt(**content["architecture"])
+        spec = PreprocessSpec(**content["preprocess"])
+        labels: Sequence[str] = content["labels"]
+        checkpoint = Checkpoint(
+            model, spec, tuple(labels), content["variant"], content["license"], content["metrics"],
+            content.get("training"),
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:
+        raise _weights.WeightsError(f"weights: {path}: damaged checkpoint ({error!r})") from error
+    if len(labels) != model.num_classes:
+        raise _weights.WeightsError(
+            f"weights: {path}: damaged checkpoint: {len(labels)} labels for {model.num_classes} classes"
+        )
+    _weights.load_into(model, content["model"], path)
+    if checkpoint.license and checkpoint.variant in VARIANTS:  # else it shares the architecture only
+        model.variant = VARIANTS[checkpoint.variant]  # type: ignore[assignment, index]
+    return checkpoint

@@ -1,0 +1,123 @@
+"""The golden check: what it takes for an error, that sound models pass it, and that files which compute something else do not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import NAMES, rewrite_archive, seed_model, seeded_model
+from torch import nn
+
+import swsl
+from swsl.deploy import golden
+from swsl.deploy.export import ModelError, export_model, read_metadata, verify
+from swsl.deploy.runner import Runner, build_info
+
+SMALL = swsl.PreprocessSpec((64, 64))
+
+
+def test_golden_input_is_the_documented_formula() -> None:
+    x = golden.golden_input((1, 3, 5, 7)).flatten().tolist()
+    assert x == [(((i * 2654435761 % 2**32) >> 24) - 128) / 64 for i in range(105)]
+
+
+def test_an_error_of_features_is_of_their_norm() -> None:
+    expected = torch.tensor([[3.0, -4.0], [6.0, 8.0]])
+    assert golden.relative_error(expected + torch.tensor([[0.0, 1.0], [0.0, 0.0]]), expected) == 0.2
+    assert golden.relative_error(torch.tensor([3.0, -3.0]), expected[0]) == 0.2
+    assert golden.relative_error(expected * float("nan"), expected) == float("inf")
+    assert golden.relative_error(expected[0], expected) == float("inf")
+    assert golden.relative_error(torch.zeros(2, 2), torch.zeros(2, 2)) == 0
+    assert golden.relative_error(torch.ones(2, 2), torch.zeros(2, 2)) == float("inf")
+
+
+def test_an_error_of_logits_is_of_the_sums_that_made_them() -> None:
+    scale = golden.logits_scale([5.0, 2.0], [0.0, 1.0], torch.tensor([[3.0, 4.0]]))
+    assert scale.tolist() == [[25.0, 11.0]]
+    expected = torch.tensor([[0.0, 1e-9]])
+    assert golden.logits_error(expected + torch.tensor([[0.0, 11.0]]), expected, scale) == pytest.approx(1)
+    assert golden.logits_error(expected[:, :1], expected, scale) == float("inf")
+    model = swsl.ResNeXt((1, 1, 1, 1), 2, 4, 2)
+    with torch.no_grad():
+        model.fc.weight[:] = torch.tensor([3.0, -4.0] + [0.0] * 2046)
+        model.fc.bias[:] = torch.tensor([0.5, -2.0])
+    assert golden.classifier_sizes(model) == ([5.0, 5.0], [0.5, 2.0])
+
+
+def cancel_logits(model: swsl.ResNeXt, shape: tuple[int, int, int, int]) -> swsl.ResNeXt:
+    """Takes the logits at the golden input from the biases, so that next to nothing is left of them."""
+    with torch.inference_mode():
+        logits = model(golden.golden_input(shape))[0]
+    model.fc.bias.data -= logits.clone()
+    return model
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_sound_model_passes_however_its_logits_cancel(seed: int, tmp_path: Path) -> None:
+    model = cancel_logits(
+        seed_model(swsl.create_model(NAMES[0], pretrained=False, num_classes=2), seed),
+        (1, 3, *SMALL.input_size),
+    )
+    export_model(model, tmp_path / "m.pt", labels=["a", "b"], spec=SMALL)
+    logits = torch.tensor(read_metadata(tmp_path / "m.pt")["golden"]["logits"])
+    assert logits.abs().max() < 1e-4
+    assert verify(tmp_path / "m.pt") <= golden.TOLERANCES["float32"]
+    if build_info()["compiled"]:
+        for dtype, tolerance in golden.TOLERANCES.items():
+            info = Runner(tmp_path / "m.pt", dtype=dtype).info
+            assert info.golden_error <= info.golden_tolerance == tolerance
+
+
+def off_by_a_percent(weights: int) -> Callable[[str, bytes], bytes]:
+    """Of an archive: the weights of one layer, by their number among the constants, which are in the order of the network."""
+
+    def change(name: str, data: bytes) -> bytes:
+        if not name.endswith(f"/constants/{weights}"):
+            return data
+        return bytes((torch.frombuffer(bytearray(data), dtype=torch.float32) * 1.01).untyped_storage())
+
+    return change
+
+
+def without_relu(number: int) -> Callable[[str, bytes], bytes]:
+    """Of an archive: one of the ReLUs, in both methods."""
+
+    def change(name: str, data: bytes) -> bytes:
+        if not name.endswith(".py"):
+            return data
+        methods = data.decode().split("  def ")
+        for place in (1, 2):
+            found = list(re.finditer(r"torch\.relu_\((\w+)\)", methods[place]))[number]
+            methods[place] = methods[place][: found.start()] + found[1] + methods[place][found.end() :]
+        return "  def ".join(methods).encode()
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "name", [NAMES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])]
+)
+def test_a_file_that_computes_something_else_is_refused(name: str, tmp_path: Path) -> None:
+    path, bad = tmp_path / "m.pt", tmp_path / "bad.pt"
+    model = seeded_model(name)
+    export_model(model, path)
+    layers = sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in model.modules())
+    del model
+    faults = [off_by_a_percent(2 * (layers // 3)), without_relu(layers // 2)]
+    dtypes = dict.fromkeys(faults, tuple(golden.TOLERANCES))
+    if name == NAMES[0]:
+        faults += [*(off_by_a_percent(2 * layer) for layer in (0, layers - 2, layers - 1)), without_relu(0)]
+    for change in faults:
+        rewrite_archive(path, change, bad)
+        with pytest.raises(
+            ModelError, match=r"bad\.pt: its (features|logits) are .* from those recorded at export"
+        ):
+            verify(bad)
+        for dtype in dtypes.get(change, ()) if build_info()["compiled"] else ():
+            with pytest.raises(
+                ModelError, match=r"bad\.pt: golden check failed in float32 on cpu: features off by"
+            ):
+                Runner(bad, dtype=dtype)

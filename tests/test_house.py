@@ -1,0 +1,88 @@
+"""The plan of the house: folders of few files, short files, and imports that go one way between the packages of swsl."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+# Each package imports those before it alone. "" is the top level, less its two doors.
+ORDER = ("system", "", "deploy", "bulk", "evaluation", "training", "cli")
+DOORS = ("__init__.py", "__main__.py")
+MOST_FILES, MOST_LINES = 14, 420
+
+
+def folders_of(house: Path) -> Iterator[Path]:
+    """The packages, and so none of what a build leaves between them."""
+    return (path.parent for path in house.rglob("__init__.py"))
+
+
+def room_of(module: list[str]) -> str:
+    """The package of swsl that a module is in, from the parts of its name after ``swsl``."""
+    return module[0] if module and module[0] in ORDER else ""
+
+
+def imported(file: Path, house: Path) -> Iterator[str]:
+    """The package of each import of swsl in a file, wherever it stands there."""
+    inside = list(file.relative_to(house).parent.parts)
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = ["swsl", *inside][: len(inside) + 2 - node.level] if node.level else []
+            start += node.module.split(".") if node.module else []
+            names = [[*start, alias.name] for alias in node.names]
+        else:
+            continue
+        yield from (room_of(name[1:]) for name in names if name[0] == "swsl")
+
+
+def turned_arrows(house: Path) -> list[str]:
+    """The imports of a package by one that stands before it."""
+    return [
+        f"{file.relative_to(house)} imports {room or 'the top level'}"
+        for file in sorted(house.rglob("*.py"))
+        if file.parent != house or file.name not in DOORS
+        for room in imported(file, house)
+        if ORDER.index(room) > ORDER.index(room_of(list(file.relative_to(house).parts)))
+    ]
+
+
+def test_folders_are_small_and_files_are_short() -> None:
+    for folder in folders_of(ROOT / "swsl"):
+        files = [path for path in folder.iterdir() if path.is_file() and path.stat().st_size]
+        files = [path for path in files if path.suffix != ".so" and not path.name.startswith("_build")]
+        assert len(files) <= MOST_FILES, f"{folder}: {len(files)} files; give some of them a folder"
+        for path in folder.glob("*.py"):
+            lines = path.read_text("utf-8").count("\n")
+            assert lines <= MOST_LINES, f"{path}: {lines} lines; it is more than one thing"
+
+
+def test_imports_between_packages_go_one_way() -> None:
+    assert {folder.relative_to(ROOT / "swsl").as_posix() for folder in folders_of(ROOT / "swsl")} == {
+        name or "." for name in ORDER
+    }
+    assert turned_arrows(ROOT / "swsl") == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "room"),
+    [
+        ("deploy/runner.py", "from ..bulk.rows import csv_row", "bulk"),
+        ("deploy/runner.py", "def f():\n    import swsl.training.train", "training"),
+        ("bulk/rows.py", "if TYPE_CHECKING:\n    from swsl.cli import main", "cli"),
+        ("evaluation/probe.py", "from .. import cli", "cli"),
+        ("weights.py", "from .deploy import export", "deploy"),
+        ("weights.py", "from . import deploy", "deploy"),
+        ("system/files.py", "from ..image import ImageError", "the top level"),
+        ("system/files.py", "import swsl", "the top level"),
+    ],
+)
+def test_a_turned_arrow_is_found(file: str, line: str, room: str, tmp_path: Path) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"import os\nfrom .neighbour import x\n{line}\n")
+    assert turned_arrows(tmp_path) == [f"{file} imports {room}"]

@@ -16,6 +16,7 @@
 #include <string_view>
 #include <vector>
 
+#include "any_runner.h"
 #include "interruption.h"
 #include "output.h"
 #include "partial_file.h"
@@ -25,46 +26,40 @@
 
 namespace {
 
-constexpr std::string_view usage =
-    "usage: swsl-classify MODEL [IMAGE ...] [options]\n"
-    "\n"
-    "MODEL is a frozen module (made by: swsl export). IMAGE is a file, a folder (searched recursively, in "
-    "sorted order) or - for\n"
-    "a list of paths on stdin, one a line. What is printed for a list comes as soon as it is computed; "
-    "folders and\n"
-    "files of rows are computed in full batches.\n"
-    "\n"
-    "  --top-k N          predictions an image (5)\n"
-    "  --format FORMAT    of stdout: table, json (an object a line) or csv (a row an image) (table)\n"
-    "  -o, --output FILE  write to FILE.csv or FILE.jsonl instead; until it is complete, its rows are in "
-    "FILE.partial; what made\n"
-    "                     it is in FILE.run.json. A device or a pipe is written into, as stdout is\n"
-    "  --resume           go on with the FILE.partial that an interrupted run of the same model and options "
-    "has left, or with a\n"
-    "                     whole FILE if there are more images now\n"
-    "  --device DEVICE    cpu, cuda, cuda:N, or auto: a GPU if there is one (cpu)\n"
-    "  --dtype DTYPE      float32, bfloat16, float16, auto (the faster of the first two) or, on CUDA, tf32 "
-    "(float32 with\n"
-    "                     products of numbers rounded to TF32), of weights and activations (float32)\n"
-    "  --cores N          that forward pass and decoding share (as many as the process may use: by its "
-    "affinity, its cgroup's CPU\n"
-    "                     quota and OMP_NUM_THREADS, the smallest of them)\n"
-    "  --threads N        that compute the forward pass on a CPU, at most --cores (as many)\n"
-    "  --workers N        threads that read and decode images; they and the forward pass share the cores, so "
-    "more only help\n"
-    "                     where reading is slow (as many as --cores)\n"
-    "  --batch-size N     images in one forward pass at most (16; on a GPU 64)\n"
-    "  --max-pixels N     of an image; one of more is an error, for a small file can hold a great many "
-    "(89478485)\n"
-    "  --exif-orientation turn images as their EXIF tag says\n"
-    "  --info             print what the model says about itself, and stop; with --format json, its metadata "
-    "as they are\n"
-    "  --help             print this, and stop\n"
-    "\n"
-    "An image that cannot be used is one line on stderr, and the rest go on.\n"
-    "Bytes of a file's name that are no UTF-8 are written \\xff, in every output.\n"
-    "Exit code: 0 all went well, 1 an image or the model could not be used, 2 wrong usage, 130 or 143 "
-    "stopped by a signal.\n";
+constexpr std::string_view usage = R"(usage: swsl-classify MODEL [IMAGE ...] [options]
+
+MODEL is a frozen module (made by: swsl export). IMAGE is a file, a folder (searched recursively, in sorted
+order; hidden files and folders are skipped) or - for a list of paths on stdin, one a line. What is printed
+for a list comes as soon as it is computed; folders and files of rows are computed in full batches.
+
+  --top-k N          predictions an image (5)
+  --format FORMAT    of stdout: table, json (an object a line) or csv (a row an image) (table)
+  -o, --output FILE  write to FILE.csv or FILE.jsonl instead; until it is complete, its rows are in
+                     FILE.partial; what made it is in FILE.run.json. A device or a pipe is written into, as
+                     stdout is
+  --resume           go on with the FILE.partial that an interrupted run of the same model and options has
+                     left, or with a whole FILE if there are more images now
+  --device DEVICE    cpu, cuda, cuda:N, or auto: a GPU if there is one (cpu)
+  --dtype DTYPE      float32, bfloat16, float16, auto (the faster of the first two) or, on CUDA, tf32 (float32
+                     with products of numbers rounded to TF32), of weights and activations (float32)
+  --cores N          that forward pass and decoding share (as many as the process may use: by its affinity,
+                     its cgroup's CPU quota and OMP_NUM_THREADS, the smallest of them)
+  --threads N        that compute the forward pass on a CPU, at most --cores (as many)
+  --workers N        threads that read and decode images; they and the forward pass share the cores, so more
+                     only help where reading is slow (as many as --cores)
+  --batch-size N     images in one forward pass at most (16; on a GPU 64)
+  --max-pixels N     of an image; one of more is an error, for a small file can hold a great many (89478485)
+  --exif-orientation turn images as their EXIF tag says
+  --info             print what the model says about itself, and stop; with --format json, its metadata as
+                     they are
+  --help             print this, and stop
+
+CUDA devices and float16 need libswsl_torch.so, swsl's LibTorch part.
+An image that cannot be used is one line on stderr, and the rest go on.
+Bytes of a file's name that are no UTF-8 are written \xff, in every output.
+Exit code: 0 all went well, 1 an image or the model could not be used, 2 wrong usage, 130 or 143 stopped by a
+signal.
+)";
 
 struct WrongUsage : std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -230,7 +225,7 @@ int run(const Arguments& arguments) {
   const int out = to_file ? -1 : arguments.target ? open_special(*arguments.target) : STDOUT_FILENO;
   const std::string out_name = arguments.target ? target : "stdout";
 
-  const swsl::Runner runner(arguments.model, arguments.options);
+  const swsl::Runner runner = make_any_runner(arguments.model, arguments.options);
   if (Interruption::signal()) return interrupted();
   const auto print = [&](const std::string& text) { write_whole(out, out_name, text); };
   if (to_file) {

@@ -8,6 +8,7 @@
 #      SWSL_NVCC, nvcc's path: empty: look for it, OFF: do without;
 #      SWSL_CUDA_ARCHITECTURES, such as "80;90": empty: those of the cards in this machine, or else all from 75 to 90.
 # Out: SWSL_CUDA_KERNELS (0 or 1); then swsl::cudart, SWSL_CUDART_DIR, and swsl_compile_cuda;
+#      SWSL_CUDA_LEFT_OUT, why not, "" where torch has no CUDA to begin with;
 #      SWSL_NVJPEG (0 or 1: is its header there); then swsl::nvjpeg, and SWSL_NVJPEG_DIR, where the library is, "" if it is nowhere.
 
 set(SWSL_NVCC "" CACHE STRING "nvcc's path; empty: look for it, OFF: build without CUDA kernels")
@@ -15,6 +16,7 @@ set(SWSL_CUDA_ARCHITECTURES "" CACHE STRING "Compute capabilities without the do
 set(SWSL_CUDA_KERNELS 0)
 set(SWSL_NVJPEG 0)
 set(SWSL_NVJPEG_DIR "")
+set(SWSL_CUDA_LEFT_OUT "")
 
 # In `why`, what is missing; "" if nothing is.
 function(_swsl_find_cuda why)
@@ -74,6 +76,18 @@ function(_swsl_find_cuda why)
     set(${why} "no crt/host_defines.h or no libcudart.so.${major}, neither beside torch nor in ${toolkit}" PARENT_SCOPE)
     return()
   endif()
+  # What torch's own headers include, which a toolkit may lack and torch's wheels bring.
+  foreach(header cublas_v2.h cusparse.h cusolverDn.h)
+    find_path(folder ${header} NO_CACHE NO_DEFAULT_PATH
+      PATHS ${include} "${toolkit}/include" "${toolkit}/targets/x86_64-linux/include" ${include_folders})
+    if(NOT folder)
+      set(${why} "no ${header}, neither beside torch nor in ${toolkit}" PARENT_SCOPE)
+      return()
+    endif()
+    list(APPEND include "${folder}")
+    unset(folder)
+  endforeach()
+  list(REMOVE_DUPLICATES include)
 
   execute_process(COMMAND "${nvcc}" -std=c++20 -ccbin "${CMAKE_CXX_COMPILER}" -c "${trial}" -o "${trial}.o"
     OUTPUT_VARIABLE said ERROR_VARIABLE said RESULT_VARIABLE failed)
@@ -165,7 +179,7 @@ if(SWSL_LINKS_CUDA)
     set(SWSL_CUDA_KERNELS 1)
     get_filename_component(SWSL_CUDART_DIR "${_swsl_cudart}" DIRECTORY)
     add_library(swsl::cudart INTERFACE IMPORTED)
-    target_include_directories(swsl::cudart SYSTEM INTERFACE "${_swsl_cuda_include}")
+    target_include_directories(swsl::cudart SYSTEM INTERFACE ${_swsl_cuda_include})
     target_link_libraries(swsl::cudart INTERFACE "${_swsl_cudart}")
     if(_swsl_nvjpeg_include)
       set(SWSL_NVJPEG 1)
@@ -179,6 +193,7 @@ if(SWSL_LINKS_CUDA)
   elseif(SWSL_CUDA STREQUAL "ON")
     message(FATAL_ERROR "SWSL_CUDA=ON: ${_swsl_missing}")
   else()
+    set(SWSL_CUDA_LEFT_OUT "CUDA kernels: ${_swsl_missing}")
     message(STATUS "swsl: without CUDA kernels: ${_swsl_missing}; CUDA devices run TorchScript, images are prepared on the CPU")
   endif()
 endif()

@@ -6,8 +6,8 @@
 # In:  SWSL_TORCH_PREFIX, the directory that holds torch's include/ and lib/. When empty it is looked for next to Torch_DIR,
 #      under CMAKE_PREFIX_PATH, and in the Python interpreter (Python_EXECUTABLE, else python3 or python on PATH).
 #      SWSL_CUDA, OFF to leave torch's CUDA libraries unlinked.
-# Out: SWSL_TORCH_PREFIX, SWSL_TORCH_VERSION, SWSL_TORCH_HAS_CUDA, SWSL_LINKS_CUDA (0 or 1), swsl::torch, and
-#      swsl::torch_python where torch has it.
+# Out: swsl::torch, and swsl::torch_python where torch has it; SWSL_TORCH_PREFIX, SWSL_TORCH_VERSION, SWSL_TORCH_HAS_CUDA,
+#      SWSL_LINKS_CUDA (0 or 1). Where there is none: SWSL_TORCH_MISSING, which says what was expected.
 
 function(_swsl_find_torch_prefix out)
   set(candidates "")
@@ -45,10 +45,10 @@ if(NOT SWSL_TORCH_PREFIX)
   _swsl_find_torch_prefix(SWSL_TORCH_PREFIX)
 endif()
 if(NOT EXISTS "${SWSL_TORCH_PREFIX}/include/torch/script.h")
-  message(FATAL_ERROR
-    "swsl: no LibTorch found (SWSL_TORCH_PREFIX is \"${SWSL_TORCH_PREFIX}\"). Expected a directory that holds "
-    "include/torch/script.h and lib/: install torch in the Python that CMake sees (-DPython_EXECUTABLE=...), or unpack "
-    "LibTorch and pass -DSWSL_TORCH_PREFIX=/path/to/libtorch.")
+  set(SWSL_TORCH_MISSING
+    "no LibTorch found (SWSL_TORCH_PREFIX is \"${SWSL_TORCH_PREFIX}\"): install torch in the Python that CMake sees \
+(-DPython_EXECUTABLE=...), or unpack LibTorch and pass -DSWSL_TORCH_PREFIX=/path/to/libtorch")
+  return()
 endif()
 
 # The macros moved in torch 2.9.
@@ -62,7 +62,8 @@ foreach(header torch/headeronly/version.h torch/csrc/api/include/torch/version.h
   endif()
 endforeach()
 if(SWSL_TORCH_VERSION VERSION_LESS 2.8)
-  message(FATAL_ERROR "swsl: torch 2.8 or later expected, found \"${SWSL_TORCH_VERSION}\" in ${SWSL_TORCH_PREFIX}")
+  set(SWSL_TORCH_MISSING "torch 2.8 or later expected, found \"${SWSL_TORCH_VERSION}\" in ${SWSL_TORCH_PREFIX}")
+  return()
 endif()
 
 set(SWSL_TORCH_HAS_CUDA OFF)
@@ -76,7 +77,6 @@ if(SWSL_TORCH_HAS_CUDA AND NOT SWSL_CUDA STREQUAL "OFF")
 endif()
 
 if(NOT TARGET swsl::torch)
-  find_package(Threads REQUIRED)
   add_library(swsl::torch INTERFACE IMPORTED)
   target_include_directories(swsl::torch SYSTEM INTERFACE
     "${SWSL_TORCH_PREFIX}/include" "${SWSL_TORCH_PREFIX}/include/torch/csrc/api/include")

@@ -21,39 +21,72 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PACKAGE = Path(__file__).parents[1]
-_BUILD_RECORD = PACKAGE / "_build.json"  # written by CMake beside the extension
-_BUILD_FAILURE = PACKAGE / "_build_failure.txt"  # written by setup.py
+_BUILD_FAILURE = PACKAGE / "_build_failure.txt"  # setup.py writes both
+_LIBTORCH_RECORD = PACKAGE / "_libtorch.json"
 
 
 def extension() -> ModuleType:
-    """`swsl._C`. Checked before it is loaded: loading an extension of another torch can crash.
+    """`swsl._C`, the core, which runs with any torch.
+
+    Raises:
+        ImportError: it is not built, or cannot be loaded.
+    """
+    try:
+        from .. import _C
+    except ImportError as error:
+        reason = str(error)
+        if not any(PACKAGE.glob("_C.*")):
+            reason = "the source tree has not been installed (pip install .)"
+        if _BUILD_FAILURE.is_file():
+            reason = "it could not be compiled on installation:\n" + _BUILD_FAILURE.read_text("utf-8")
+        raise ImportError(f"swsl's compiled runner is not available: {reason}") from error
+    return _C
+
+
+def libtorch_record() -> dict[str, Any]:
+    """How the LibTorch part was built: ``torch`` (the release it runs with), ``cuda``, ``cuda_kernels``, ``nvjpeg``, and
+    ``left_out``, which says what was not built and why ("" if all was)."""
+    if not _LIBTORCH_RECORD.is_file():
+        return {"left_out": "swsl was built without it"}
+    record: dict[str, Any] = json.loads(_LIBTORCH_RECORD.read_text("utf-8"))
+    return record
+
+
+def libtorch() -> ModuleType:
+    """`swsl._libtorch`. Once it is loaded, the core has LibTorch's engines: float16, networks that have no kernels in the core, and
+    CUDA devices. Checked before it is loaded: loading a binary of another torch can crash.
 
     Raises:
         ImportError: it is not built, or for another torch.
     """
-    if "swsl._C" not in sys.modules:
-        again = "; build it again: pip install --force-reinstall --no-deps swsl"
-        if not _BUILD_RECORD.is_file():
-            reason = (
-                "no compiled runner in this package: the source tree has not been installed (pip install .)"
-            )
-            if _BUILD_FAILURE.is_file():
-                reason = "it could not be compiled on installation:\n" + _BUILD_FAILURE.read_text("utf-8")
-            raise ImportError(f"swsl's compiled runner is not available: {reason}")
-        build = json.loads(_BUILD_RECORD.read_text("utf-8"))
-        if torch.__version__.split("+")[0] != build["torch"]:
+    if "swsl._libtorch" not in sys.modules:
+        record = libtorch_record()
+        again = "; install swsl again where this torch is: pip install --no-build-isolation --force-reinstall --no-deps ."
+        if "torch" not in record:
+            raise ImportError(f"swsl's LibTorch part is not there: {record['left_out']}{again}")
+        if torch.__version__.split("+")[0] != record["torch"]:
             raise ImportError(
-                f"swsl's compiled runner was built with torch {build['torch']}, but this is torch {torch.__version__}, "
+                f"swsl's LibTorch part was built with torch {record['torch']}, but this is torch {torch.__version__}, "
                 f"and binaries of one release do not run with another{again}"
             )
-        if build["cuda"] and torch.version.cuda is None:
+        if record["cuda"] and torch.version.cuda is None:
             raise ImportError(
-                f"swsl's compiled runner was built with a CUDA build of torch, but this is torch {torch.__version__}, "
+                f"swsl's LibTorch part was built with a CUDA build of torch, but this is torch {torch.__version__}, "
                 f"a CPU build without the libraries it is linked to{again}"
             )
-    from .. import _C
+    extension()
+    from .. import _libtorch
 
-    return _C
+    return _libtorch
+
+
+def as_tensor(numbers: Any) -> Tensor:
+    """What the extension returns, as a tensor of the same shape, dtype and memory."""
+    view = memoryview(numbers)
+    dtype = {"f": torch.float32, "B": torch.uint8}[view.format]
+    if not view.nbytes:
+        return torch.empty(view.shape, dtype=dtype)
+    return torch.frombuffer(view.cast("B"), dtype=dtype).view(view.shape)
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:

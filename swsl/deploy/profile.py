@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from .golden import golden_input
 from .runner import LayerTime, Runner
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def profile(
     Raises:
         ValueError: the module does not run on the planned engine; the message says why.
     """
-    from .._C import golden_input, peak_flops  # Runner has checked that it can be loaded
+    from .._C import peak_flops  # Runner has checked that it can be loaded
 
     runner = Runner(model, dtype=dtype, threads=threads, batch_size=batch)
     if runner.info.name != "planned":

@@ -23,7 +23,7 @@ from ..prediction import Prediction, Result
 from ..preprocess import PreprocessSpec
 from .export import ModelError, made_anew
 from .feeding import MAX_WAIT, End, Feeder, is_live
-from .native import PACKAGE, decode_other, extension, joined, prepare
+from .native import PACKAGE, as_tensor, decode_other, extension, joined, libtorch, libtorch_record, prepare
 
 cmake_prefix_path = str(PACKAGE / "share" / "cmake")
 """For C++ programs that use the library in this package: ``cmake -DCMAKE_PREFIX_PATH=$(python -c "import
@@ -56,11 +56,12 @@ def build_info() -> dict[str, Any]:
     """How the compiled runner was built.
 
     Returns:
-        ``compiled`` (bool) and, where it is False, ``reason``; else ``swsl`` and ``torch`` (the versions it was built
-        with), ``jpeg``, ``png`` and ``other_formats`` (what decodes them: "libjpeg", "libpng" or "Pillow"), ``cuda``
-        (whether torch's CUDA libraries are linked), ``cuda_kernels`` (whether our own were compiled: without them CUDA
-        devices run TorchScript, and the CPU prepares the images) and ``nvjpeg`` (whether the option of that name was
-        compiled; the library is looked for when it is asked for).
+        ``compiled`` (bool) and, where it is False, ``reason``; else ``swsl`` (the version), ``jpeg``, ``png`` and
+        ``other_formats`` (what decodes them: "libjpeg", "libpng" or "Pillow"), and of its LibTorch part: ``torch`` (the release
+        that it was built with, "" where there is no such part), ``cuda`` (whether torch's CUDA libraries are linked),
+        ``cuda_kernels`` (whether our own were compiled: without them CUDA devices run TorchScript, and the CPU prepares the
+        images), ``nvjpeg`` (whether the option of that name was compiled; the library is looked for when it is asked for) and
+        ``left_out`` (what of all this could not be built, and why; "" if all was).
     """
     try:
         built = extension().build_info()
@@ -68,10 +69,11 @@ def build_info() -> dict[str, Any]:
         return {"compiled": False, "reason": str(error)}
     return {
         "compiled": True,
-        **built,
+        "swsl": built["swsl"],
         "jpeg": "libjpeg" if built["jpeg"] else "Pillow",
         "png": "libpng" if built["png"] else "Pillow",
         "other_formats": "Pillow",
+        **{"torch": "", "cuda": False, "cuda_kernels": False, "nvjpeg": False, **libtorch_record()},
     }
 
 
@@ -93,8 +95,7 @@ def decode_image(
         return torch.as_tensor(prepared)
     if not (isinstance(prepared, memoryview) and prepared.ndim == 3):
         try:
-            decoded: Tensor = native.decode_image(prepared, **options)
-            return decoded
+            return as_tensor(native.decode_image(prepared, **options))
         except UnsupportedFormat:
             encoded, name = prepared if isinstance(prepared, tuple) else (prepared, None)
             other = decode_other(encoded, name, **options)
@@ -134,7 +135,8 @@ class Runner:
         max_pixels: of an image at most; one of more is refused. What Pillow decodes has to pass Pillow's own check too.
 
     Raises:
-        ImportError: the compiled runner is not there; the message says why and what to do.
+        ImportError: the compiled runner is not there, or not the part of it that these options or the model's operators need; the
+            message says why and what to do.
         ModelError: ``model`` is missing, no frozen module, or does not compute what it says it computes.
         ValueError: an option out of bounds, a device that is not there, or nvJPEG where it cannot be had; the message
             says what is missing.
@@ -181,9 +183,7 @@ class Runner:
         }
         self._path = os.path.abspath(os.fspath(model))
         self._decoding: dict[str, Any] = {"exif_orientation": exif_orientation, "max_pixels": max_pixels}
-        self._runner = self._module.Runner(
-            os.fspath(model), **self._options, decode_other=partial(decode_other, **self._decoding)
-        )
+        self._runner = self._make(os.fspath(model))
         self.info = EngineInfo(**self._runner.info())
         self.batch_size = self.info.batch_size
         self.max_pixels = max_pixels
@@ -192,6 +192,19 @@ class Runner:
         self.labels: tuple[str, ...] = tuple(self.metadata["labels"])
         self.spec = PreprocessSpec(**self.metadata["preprocess"])
         self.fingerprint: str = self.metadata["fingerprint"]
+
+    def _make(self, path: str) -> Any:
+        options = {**self._options, "decode_other": partial(decode_other, **self._decoding)}
+        if self._options["device"] == "auto" and torch.cuda.is_available():
+            libtorch()
+        try:
+            return self._module.Runner(path, **options)
+        except self._module.NeedsLibTorch as error:
+            try:
+                libtorch()
+            except ImportError as missing:
+                raise ImportError(f"{error}: {missing}") from missing
+        return self._module.Runner(path, **options)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return made_anew, (type(self), self._path, self._options, self.fingerprint)
@@ -337,7 +350,9 @@ class Runner:
             ValueError: a tensor of another shape or type.
         """
         _check_types("a tensor", Tensor, batch=batch)
-        logits: Tensor = self._runner.forward(batch)
+        if self.device.type == "cpu":
+            return as_tensor(self._runner.forward(batch.detach().cpu()))
+        logits: Tensor = libtorch().forward(self._runner.capsule(), batch)
         return logits
 
     def profile(self, batch: Tensor) -> list[LayerTime]:
@@ -350,7 +365,7 @@ class Runner:
             ValueError: a tensor of another shape or type, or more images than batch_size.
         """
         _check_types("a tensor", Tensor, batch=batch)
-        return [LayerTime(*layer) for layer in self._runner.profile(batch)]
+        return [LayerTime(*layer) for layer in self._runner.profile(batch.detach().cpu())]
 
     def _rows(self, images: Iterable[ImageSource], method: Any) -> Tensor:
         parts = []
@@ -359,10 +374,10 @@ class Runner:
             rows, errors = method([prepare(image, **self._decoding) for image in chunk])
             for error in filter(None, errors):
                 raise ImageError(error)
-            parts.append(rows)
+            parts.append(as_tensor(rows))
         if not parts:
             rows, _ = method([])
-            parts.append(rows)
+            parts.append(as_tensor(rows))
         return parts[0] if len(parts) == 1 else joined(parts)
 
     def _try_prepare(self, source: ImageSource) -> Any:
@@ -379,7 +394,8 @@ def _is_due(under_way: deque[tuple[ImageSource, Exception | None]], stream: Any)
 
 def _pop(stream: Any, source: ImageSource) -> Result:
     predictions, row, error = stream.pop()
-    return Result(source, [Prediction(*p) for p in predictions], ImageError(error) if error else None, row)
+    tensor = None if row is None else as_tensor(row)
+    return Result(source, [Prediction(*p) for p in predictions], ImageError(error) if error else None, tensor)
 
 
 def _check_types(expected: str, kind: Any, **arguments: object) -> None:

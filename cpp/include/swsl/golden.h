@@ -48,7 +48,7 @@ SWSL_API OutputErrors output_errors(const Golden& golden, const Outputs& actual,
 // Row-major; element i is (((i * 2654435761) mod 2^32 >> 24) - 128) / 64: every value exact.
 SWSL_API std::vector<float> golden_input(std::span<const std::int64_t> shape);
 
-struct GoldenResult {
+struct SWSL_API GoldenResult {
   OutputErrors errors;
   double tolerance = 0;  // of both
 

@@ -12,9 +12,7 @@ namespace swsl {
 namespace {
 
 [[noreturn]] void need_libtorch(const std::string& what) {
-  throw NeedsLibTorch(what +
-                      "; swsl's LibTorch part would do it: link swsl::libtorch (cmake: find_package(swsl "
-                      "COMPONENTS libtorch))");
+  throw NeedsLibTorch(what + " needs swsl's LibTorch part (swsl::libtorch), which is not loaded");
 }
 
 void check(const EngineOptions& options) {
@@ -50,7 +48,7 @@ std::string parse_device(const std::string& name) {
   if (!sound)
     throw std::invalid_argument(R"(device: expected "cpu", "cuda", "cuda:N" or "auto", got ")" + name + '"');
   if (backend() == nullptr)
-    need_libtorch("device: \"" + name + "\" is not for the core, which computes on the CPU");
+    need_libtorch("device: \"" + name + '"');
   if (index >= count)
     throw std::invalid_argument("device: \"" + name + "\" is not here: torch sees " + std::to_string(count) +
                                 " CUDA devices" +
@@ -77,7 +75,7 @@ std::unique_ptr<Engine> make_engine(const FrozenModel& model, const EngineOption
   std::string why_not;
   if (options.device == "cpu")
     if (auto engine = make_cpu_engine(model, options, why_not)) return engine;
-  if (backend() == nullptr) need_libtorch(model.path() + ": " + why_not);
+  if (backend() == nullptr) need_libtorch(model.path() + ": " + why_not + ", so it");
   return backend()->make_engine(model, options, why_not);
 }
 

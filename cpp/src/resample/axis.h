@@ -30,7 +30,7 @@ struct Geometry {
   bool vertical_first = false;
 };
 
-Geometry geometry(const PreprocessSpec& spec, int height, int width);
+SWSL_API Geometry geometry(const PreprocessSpec& spec, int height, int width);
 
 // Output i of the kept ones is the sum over t < taps[i] of source[start[i] + t] × coefficients[i × stride +
 // t].

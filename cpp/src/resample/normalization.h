@@ -6,6 +6,6 @@
 
 namespace swsl::resample {
 
-Normalization make_normalization(const PreprocessSpec& spec);
+SWSL_API Normalization make_normalization(const PreprocessSpec& spec);
 
 }  // namespace swsl::resample

@@ -23,7 +23,7 @@ struct PreparedAxis {
 };
 
 // The least recently used axis goes when a new one finds no room. Safe to use from many threads.
-class AxisCache {
+class SWSL_API AxisCache {
  public:
   AxisCache(Interpolation interpolation, Isa isa) : interpolation_(interpolation), isa_(isa) {}
 

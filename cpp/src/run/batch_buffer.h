@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include <swsl/api.h>
 #include <swsl/batch.h>
 #include <swsl/preprocessor.h>
 #include <swsl/runner.h>
@@ -59,7 +60,7 @@ struct BatchBufferOptions {
 };
 
 // Batches of float32 in the CPU's memory.
-class FloatBuffer final : public BatchBuffer {
+class SWSL_API FloatBuffer final : public BatchBuffer {
  public:
   // As BatchBuffer::prepare, into `output`.
   using Write = std::function<std::string(const ImageSource& image, float* output,

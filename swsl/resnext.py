@@ -122,7 +122,6 @@ class ResNeXt(nn.Module):
         """Images N×3×H×W to logits N×num_classes (to pooled features N×2048 where num_classes is 0)."""
         return self.forward_head(self.forward_features(x))
 
-    @torch.jit.unused
     def feature_maps(self, x: Tensor, stages: Sequence[int] = (1, 2, 3, 4)) -> list[Tensor]:
         """The outputs of the chosen stages, for detection and segmentation.
 
@@ -146,7 +145,6 @@ class ResNeXt(nn.Module):
             x = maps[number] = stage(x)
         return [maps[stage] for stage in stages]
 
-    @torch.jit.unused
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the classifier with a freshly initialised one of ``num_classes`` rows; 0 removes it.
 

@@ -2,8 +2,8 @@
 
 The file is plain TorchScript: `torch::jit::load` runs it in any LibTorch program. Its methods are ``forward`` (float32
 N×3×H×W → logits N×classes) and ``embed`` (→ pooled features N×2048), with BatchNorm folded into the convolutions. The
-extra file ``swsl.json`` inside says everything else that deployment needs; `Metadata` in cpp/include/swsl/frozen_model.h
-reads it.
+extra file ``swsl.json`` inside says everything else that deployment needs, and lists the operators and where the archive has
+their weights (the network table), so that the C++ core needs no TorchScript. Both ways of running the file are checked.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
+import sys
+import tempfile
 import warnings
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,13 +38,8 @@ from .golden import (
     output_error,
     relative_error,
 )
-
-FORMAT = 2
-METADATA_FILE = "swsl.json"
-
-
-class ModelError(RuntimeError):
-    """A frozen module that cannot be read, written or trusted. The message names the file and says what to do."""
+from .metadata import FORMAT, LARGEST_INPUT, METADATA_FILE, ModelError, read_metadata
+from .network_table import is_known, make_table, run_table, trace
 
 
 class _AveragePool(nn.Module):
@@ -52,18 +49,23 @@ class _AveragePool(nn.Module):
         return torch.ops.aten.adaptive_avg_pool2d(x, [1, 1])
 
 
-class _Deployed(nn.Module):
-    def __init__(self, model: ResNeXt) -> None:
-        super().__init__()
-        self.model = model
-        self.model.avgpool = _AveragePool()  # type: ignore[assignment]
+def _frozen(folded: nn.Module) -> Any:
+    """TorchScript with the methods ``forward`` and ``embed``."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)
+    class Deployed(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model: Any = model
 
-    @torch.jit.export
-    def embed(self, x: Tensor) -> Tensor:
-        return self.model.forward_head(self.model.forward_features(x), pre_logits=True)
+        def forward(self, x: Tensor) -> Tensor:
+            return self.model(x)
+
+        @torch.jit.export
+        def embed(self, x: Tensor) -> Tensor:
+            return self.model.forward_head(self.model.forward_features(x), pre_logits=True)
+
+    folded.avgpool = _AveragePool()
+    return torch.jit.freeze(torch.jit.script(Deployed(folded).eval()), preserved_attrs=["embed"])
 
 
 def _fold_batch_norms(model: ResNeXt) -> ResNeXt:
@@ -79,6 +81,8 @@ def _fold_batch_norms(model: ResNeXt) -> ResNeXt:
                 fused = torch.nn.utils.fusion.fuse_conv_bn_eval(convolution, child)
                 setattr(parent, before, fused)
                 setattr(parent, name, nn.Identity())
+    for parameter in folded.parameters():  # the archive has to hold them as the network table says
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
     return folded
 
 
@@ -104,8 +108,8 @@ def export_model(
         weights_sha256: of the file that the weights came from, where that is known.
 
     Raises:
-        ValueError: a model without classifier, or labels that are not one a class.
-        ModelError: the written module does not compute what the model does.
+        ValueError: a model without classifier, labels that are not one a class, or an input of more than 1,024 pixels a side.
+        ModelError: the written module does not compute what the model does; or there is no TorchScript here.
         OSError: the file cannot be written.
     """
     if not model.num_classes:
@@ -121,6 +125,16 @@ def export_model(
             f"labels: expected {model.num_classes}, one a class, got {'none' if labels is None else len(labels)}"
         )
 
+    if max(spec.input_size) > LARGEST_INPUT:
+        raise ValueError(
+            f"spec: expected an input_size of at most {LARGEST_INPUT} pixels a side, got {spec.input_size}"
+        )
+    if sys.version_info >= (3, 14) or not hasattr(torch.jit, "script"):
+        raise ModelError(
+            f"{path}: not written, since exporting needs TorchScript, which torch {torch.__version__} on Python "
+            f"{sys.version_info.major}.{sys.version_info.minor} does not have; export on Python 3.13 or older with a torch that "
+            "has torch.jit.script. The file then runs everywhere"
+        )
     eager = copy.deepcopy(model).cpu().float().eval()
     broken = [name for name, tensor in eager.state_dict().items() if not tensor.isfinite().all()]
     if broken:
@@ -130,10 +144,17 @@ def export_model(
         )
     golden = golden_input((1, 3, *spec.input_size))
     features = eager.forward_head(eager.forward_features(golden), pre_logits=True)
+    logits = eager.fc(features)
+    if not (features.isfinite().all() and logits.isfinite().all()):
+        raise ModelError(
+            f"{path}: not written, since the model's answers are not finite; the weights are too large for float32 "
+            "activations: scale them down"
+        )
     weight_norms, biases = classifier_sizes(eager)
+    published = variant.name if variant and tuple(labels) == LABELS else None
     metadata = {
         "format": FORMAT,
-        "variant": variant.name if variant and tuple(labels) == LABELS else None,
+        "variant": published,
         "architecture": {
             "layers": model.layers,
             "groups": model.groups,
@@ -149,64 +170,62 @@ def export_model(
         "golden": {
             "shape": list(golden.shape),
             "features": features[0].tolist(),
-            "logits": eager.fc(features)[0].tolist(),
+            "logits": logits[0].tolist(),
             "weight_norms": weight_norms,
             "biases": biases,
             "tolerances": TOLERANCES,
         },
     }
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), replacing(path, special=False) as temporary:
         # TorchScript is what LibTorch loads without Python, so its deprecation is accepted knowingly.
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.jit")
-        scripted = torch.jit.script(_Deployed(_fold_batch_norms(model)).eval())
-        frozen = torch.jit.freeze(scripted, preserved_attrs=["embed"])
-        with replacing(path, special=False) as temporary:
-            torch.jit.save(frozen, str(temporary), _extra_files={METADATA_FILE: json.dumps(metadata)})
-            _compare(temporary, eager, spec, str(path))
+        folded = _fold_batch_norms(model)
+        # TorchScript names the archive's folder after the file that it writes.
+        with tempfile.TemporaryDirectory(dir=temporary.parent, prefix=f"{temporary.name}.") as folder:
+            written = Path(folder, f"{_archive_name(published or Path(path).stem)}.pt")
+            _write(folded, metadata, written, os.fsdecode(path))
+            _compare(written, eager, spec, os.fsdecode(path))
+            os.replace(written, temporary)
+
+
+def _archive_name(name: str) -> str:
+    return re.sub(r"[^\w +-.]", "_", name).strip(". ")[:100] or "model"
+
+
+def _write(folded: nn.Module, metadata: dict[str, Any], written: Path, name: str) -> None:
+    traced = trace(folded, name)
+    frozen = _frozen(folded)
+    torch.jit.save(frozen, str(written))  # which shows where the weights lie
+    table = make_table(traced, written, name)
+    extra = {METADATA_FILE: json.dumps({**metadata, "network": table})}
+    torch.jit.save(frozen, str(written), _extra_files=extra)
 
 
 def _compare(written: Path, eager: ResNeXt, spec: PreprocessSpec, name: str) -> None:
+    """Both ways of running the file against eager PyTorch; it is also seen that the table still fits the archive."""
+    try:
+        table = read_metadata(written)["network"]
+    except ModelError as error:
+        reason = str(error).removeprefix(f"{written}: ")
+        raise ModelError(f"{name}: not written, since it could not be read again: {reason}") from error
     frozen = torch.jit.load(str(written), map_location="cpu")
+    ways: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+        "frozen module": lambda batch: (frozen(batch), frozen.embed(batch))
+    }
+    if is_known(table):
+        ways["network table"] = lambda batch: run_table(written, batch)
     height, width = spec.input_size
     for shape in ((1, 3, height, width), (2, 3, height + 32, width)):
         batch = golden_input(shape)
-        logits, features = frozen(batch), frozen.embed(batch)
-        error = output_error(eager, batch, logits=logits, features=features)
-        if not error <= TOLERANCES["float32"]:
-            finite = bool(logits.isfinite().all() and features.isfinite().all())
-            raise ModelError(
-                f"{name}: not written, since the frozen module's answers to an input of {shape} are "
-                + (
-                    f"{error:.1e} from eager PyTorch's, expected at most {TOLERANCES['float32']:.0e}; "
-                    f"torch {torch.__version__} freezes this model wrongly: try another release"
-                    if finite
-                    else "not finite; the weights are too large for float32 activations: scale them down"
+        for way, run in ways.items():
+            logits, features = run(batch)
+            found = output_error(eager, batch, logits=logits, features=features)
+            if not found <= TOLERANCES["float32"]:
+                raise ModelError(
+                    f"{name}: not written, since the {way}'s answers to an input of {shape} are {found:.1e} from eager "
+                    f"PyTorch's, expected at most {TOLERANCES['float32']:.0e}; torch {torch.__version__} freezes this model "
+                    "wrongly: try another release"
                 )
-            )
-
-
-def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a frozen module says about itself, without loading its weights.
-
-    Raises:
-        ModelError: no such file, no frozen module of ours, or one of a newer format.
-    """
-    if not os.path.isfile(path):
-        found = "is a directory" if os.path.isdir(path) else "no such file"
-        raise ModelError(f"{path}: {found}; expected a frozen module, as `swsl export` writes")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.endswith(f"/extra/{METADATA_FILE}")]
-            metadata = json.loads(archive.read(names[0])) if names else None
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
-        raise ModelError(f"{path}: not a TorchScript archive, or damaged ({error})") from error
-    if not isinstance(metadata, dict):
-        raise ModelError(f"{path}: no {METADATA_FILE} inside; expected a module that `swsl export` wrote")
-    if metadata.get("format") != FORMAT:
-        raise ModelError(
-            f"{path}: is of format {metadata.get('format')!r}, this version of swsl reads format {FORMAT}; export it again"
-        )
-    return metadata
 
 
 def made_anew(kind: Any, path: str, options: dict[str, Any], fingerprint: str) -> Any:
@@ -225,33 +244,41 @@ def made_anew(kind: Any, path: str, options: dict[str, Any], fingerprint: str) -
 
 
 def verify(path: str | os.PathLike[str]) -> float:
-    """Repeat a frozen module's golden check in TorchScript on the CPU.
+    """Repeat a frozen module's golden check on the CPU, both in TorchScript, where PyTorch has that, and by its network table.
 
     Returns:
-        The larger of the errors of its features and logits, as `swsl.deploy.golden` defines them.
+        The largest of the errors of its features and logits, as `swsl.deploy.golden` defines them.
 
     Raises:
-        ModelError: the file is damaged, or the error is above the float32 tolerance that it states.
+        ModelError: the file is damaged, or an error is above the float32 tolerance that it states.
     """
-    golden = read_metadata(path)["golden"]
-    try:
-        frozen = torch.jit.load(os.fspath(path), map_location="cpu")
-    except RuntimeError as error:
-        raise ModelError(f"{path}: cannot be loaded: {str(error).splitlines()[0]}") from error
+    metadata = read_metadata(path)
+    golden = metadata["golden"]
     batch = golden_input(golden["shape"])
-    with torch.inference_mode():
-        logits, features = frozen(batch), frozen.embed(batch)
+    outputs = {}
+    if is_known(metadata["network"]):
+        outputs["by its network table"] = run_table(path, batch)
+    if sys.version_info < (3, 14) and hasattr(torch.jit, "load"):
+        try:
+            frozen = torch.jit.load(os.fspath(path), map_location="cpu")
+            with torch.inference_mode():
+                outputs["in TorchScript"] = frozen(batch), frozen.embed(batch)
+        except RuntimeError as error:
+            raise ModelError(f"{path}: cannot be loaded: {str(error).splitlines()[0]}") from error
     expected = torch.tensor([golden["features"]])
     scale = logits_scale(golden["weight_norms"], golden["biases"], expected)
-    errors = {
-        "features": relative_error(features, expected),
-        "logits": logits_error(logits, torch.tensor([golden["logits"]]), scale),
-    }
     tolerance = golden["tolerances"]["float32"]
-    for what, found in errors.items():
-        if not found <= tolerance:
-            raise ModelError(
-                f"{path}: its {what} are {found:.1e} from those recorded at export, expected at most {tolerance:.0e}; "
-                "export it again"
-            )
-    return max(errors.values())
+    largest = 0.0
+    for way, (logits, features) in outputs.items():
+        errors = {
+            "features": relative_error(features, expected),
+            "logits": logits_error(logits, torch.tensor([golden["logits"]]), scale),
+        }
+        for what, found in errors.items():
+            if not found <= tolerance:
+                raise ModelError(
+                    f"{path}: its {what} are {found:.1e} from those recorded at export when run {way}, expected at most "
+                    f"{tolerance:.0e}; export it again"
+                )
+        largest = max(largest, *errors.values())
+    return largest

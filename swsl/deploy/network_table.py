@@ -1,0 +1,207 @@
+"""The network table: what a frozen module computes as a list of operators, for engines that do not read TorchScript.
+
+Values are numbered: 0 is the batch N×3×H×W, i + 1 what operator i makes. Weights are float32, little-endian, contiguous, and lie
+in entries of the archive that TorchScript reads too. An operator that our engines do not have is listed by its name alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import zlib
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from .archive import Archive
+from .metadata import OPERATORS, ModelError, open_frozen
+
+
+def trace(folded: nn.Module, name: str) -> fx.GraphModule:
+    """The operators of a model for `make_table`, with their modules as they are now.
+
+    Args:
+        folded: with BatchNorms folded into the convolutions, in evaluation mode, its weights contiguous.
+        name: of the file that is to be written, for errors.
+
+    Raises:
+        ModelError: it cannot be traced.
+    """
+    try:
+        return fx.symbolic_trace(folded)
+    except Exception as error:  # whatever a forward pass raises that meets no tensor
+        raise ModelError(
+            f"{name}: not written, since torch.fx cannot list the model's operators ({str(error).splitlines()[0]}); its "
+            "forward pass must not depend on what it computes"
+        ) from error
+
+
+def make_table(traced: fx.GraphModule, written: str | os.PathLike[str], name: str) -> dict[str, Any]:
+    """The network table of a model whose TorchScript has been written to the archive ``written``.
+
+    Raises:
+        ModelError: the archive does not hold the model's weights as they are.
+    """
+    archive = Archive(written)
+    operators: list[dict[str, Any]] = []
+    numbers: dict[fx.Node, int] = {}
+    logits = 0
+    for node in traced.graph.nodes:
+        inputs = [numbers[other] for other in node.all_input_nodes]
+        module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if node.op == "placeholder":
+            numbers[node] = 0
+        elif node.op == "output":
+            logits = inputs[0]
+        elif isinstance(module, (nn.Identity, nn.Dropout)):
+            numbers[node] = inputs[0]
+        else:
+            kind, attributes = _of_module(module) if module else (_of_call(node), {})
+            if kind == "add":  # x + x too
+                inputs = [numbers[value] for value in node.args]
+            for part in ("weight", "bias") if kind in ("conv2d", "linear") else ():
+                values = getattr(module, part)
+                attributes[part] = (
+                    None if values is None else _find(values, archive, f"{node.target}.{part}", name)
+                )
+            operators.append({"operator": kind, "inputs": inputs, **attributes})
+            numbers[node] = len(operators)
+    # Where there is no linear layer, none of our engines runs the table.
+    last = next((item for item in reversed(operators) if item["operator"] == "linear"), None)
+    return {"operators": operators, "logits": logits, "features": last["inputs"][0] if last else logits}
+
+
+def is_known(table: dict[str, Any]) -> bool:
+    """Whether all operators are ones that our engines have."""
+    return all(item["operator"] in OPERATORS for item in table["operators"])
+
+
+@torch.inference_mode()
+def run_table(path: str | os.PathLike[str], batch: Tensor) -> tuple[Tensor, Tensor]:
+    """What the network table of a frozen module makes of a float32 batch N×3×H×W, read from the archive and without TorchScript:
+    the readable twin of the planned engine.
+
+    Returns:
+        Logits N×classes and features N×D.
+
+    Raises:
+        ModelError: the file cannot be read or is damaged, or the table has an operator that is not in `OPERATORS`.
+    """
+    metadata, archive = open_frozen(path)
+    table = metadata["network"]
+    operators = table["operators"]
+    if not is_known(table):
+        unknown = next(item["operator"] for item in operators if item["operator"] not in OPERATORS)
+        raise ModelError(f"{os.fsdecode(path)}: only TorchScript runs its operator {unknown}")
+    last_use = {value: place for place, item in enumerate(operators) for value in item["inputs"]}
+    last_use |= dict.fromkeys((table["logits"], table["features"]), len(operators))
+    values: dict[int, Tensor] = {0: batch}
+    for place, item in enumerate(operators):
+        values[place + 1] = _compute(item, [values[value] for value in item["inputs"]], archive)
+        for value in item["inputs"]:
+            if last_use[value] == place:
+                values.pop(value, None)
+    return values[table["logits"]], values[table["features"]]
+
+
+def _compute(item: dict[str, Any], inputs: list[Tensor], archive: Archive) -> Tensor:
+    x = inputs[0]
+    window: dict[str, Any] = {name: item[name] for name in OPERATORS[item["operator"]]}
+    weight, bias = (_floats(item.get(part), archive) for part in ("weight", "bias"))
+    match item["operator"]:
+        case "conv2d":
+            assert weight is not None
+            return functional.conv2d(x, weight, bias, **window, groups=item["groups"])
+        case "linear":
+            assert weight is not None
+            return functional.linear(x, weight, bias)
+        case "relu":
+            return x.relu()
+        case "add":
+            return x + inputs[1]
+        case "max_pool2d":
+            return functional.max_pool2d(x, **window)
+        case "avg_pool2d":
+            return functional.avg_pool2d(x, **window)
+        case "adaptive_avg_pool2d":
+            return functional.adaptive_avg_pool2d(x, **window)
+        case _:
+            return x.flatten(1)
+
+
+def _floats(weight: dict[str, Any] | None, archive: Archive) -> Tensor | None:
+    if weight is None:
+        return None
+    data = archive.read(weight["entry"])
+    aligned = archive.entries[weight["entry"]].offset % 4 == 0  # as PyTorch writes them
+    return torch.frombuffer(data if aligned else bytearray(data), dtype=torch.float32).view(weight["shape"])
+
+
+def _find(values: Tensor, archive: Archive, parameter: str, name: str) -> dict[str, Any]:
+    """Where the archive holds these very values."""
+    values = values.detach()
+    data = (ctypes.c_ubyte * values.nbytes).from_address(values.data_ptr())
+    crc = zlib.crc32(data)
+    for entry, found in archive.entries.items():
+        if found.stored and (found.size, found.crc) == (values.nbytes, crc):
+            stored = torch.frombuffer(archive.read(entry), dtype=torch.uint8)
+            if torch.equal(stored, values.flatten().view(torch.uint8)):
+                return {"entry": entry, "shape": list(values.shape), "crc32": crc}
+    raise ModelError(
+        f"{name}: not written, since TorchScript has not stored {parameter} as it is; torch {torch.__version__} freezes this "
+        "model in a way that swsl does not know: try another release"
+    )
+
+
+def _of_module(module: nn.Module) -> tuple[str, dict[str, Any]]:
+    """The operator of a layer and its attributes, without its weights."""
+    kind, name = type(module), type(module).__name__.lower()
+    if kind is nn.Conv2d:
+        if isinstance(module.padding, str) or module.padding_mode != "zeros":
+            return f"conv2d with padding of another kind, {module.padding} {module.padding_mode}", {}
+        return "conv2d", {**_pairs(module, "conv2d"), "groups": module.groups}
+    if kind in (nn.Linear, nn.ReLU):
+        return name, {}
+    if kind in (nn.MaxPool2d, nn.AvgPool2d):
+        name = "max_pool2d" if kind is nn.MaxPool2d else "avg_pool2d"
+        pairs = _pairs(module, name)
+        unknown = {
+            "ceil_mode": module.ceil_mode,
+            "dilation": kind is nn.MaxPool2d and _pair(module.dilation) != [1, 1],
+            "return_indices": kind is nn.MaxPool2d and module.return_indices,
+            "padding that is not counted": kind is nn.AvgPool2d
+            and not module.count_include_pad
+            and pairs["padding"] != [0, 0],
+            "divisor_override": kind is nn.AvgPool2d and module.divisor_override,
+        }
+        why = ", ".join(what for what, there in unknown.items() if there)
+        return (f"{name} with {why}", {}) if why else (name, pairs)
+    if kind is nn.AdaptiveAvgPool2d and _pair(module.output_size) == [1, 1]:
+        return "adaptive_avg_pool2d", {"output_size": [1, 1]}
+    if kind is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
+        return name, {}
+    return f"{name} of another kind" if name in OPERATORS else name, {}
+
+
+def _of_call(node: fx.Node) -> str:
+    """The operator of a function or method that a forward pass calls."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    tensors = [isinstance(value, fx.Node) for value in node.args]
+    if node.op != "get_attr" and not node.kwargs:
+        if name in ("add", "add_", "iadd") and tensors == [True, True]:
+            return "add"
+        if name in ("relu", "relu_") and tensors == [True]:
+            return "relu"
+        if name == "flatten" and tensors[0] and node.args[1:] in ((1,), (1, -1)):
+            return "flatten"
+    return f"{name}, which is no layer"
+
+
+def _pairs(module: nn.Module, name: str) -> dict[str, list[int]]:
+    return {attribute: _pair(getattr(module, attribute)) for attribute in OPERATORS[name]}
+
+
+def _pair(value: Any) -> list[int]:
+    return list(value) if isinstance(value, (tuple, list)) else [value, value]

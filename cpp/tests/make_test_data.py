@@ -86,12 +86,19 @@ def main(folder: Path) -> None:
         other, folder / "silu.pt", spec=spec, labels=[str(i) for i in range(CLASSES)], license="none"
     )
 
+    with_metadata(tiny, folder / "format_2.pt", changed(format=2))
     with_metadata(tiny, folder / "format_9.pt", changed(format=9))
     with_metadata(tiny, folder / "few_labels.pt", changed(labels=["one"]))
     with_metadata(tiny, folder / "wrong_golden.pt", wrong_golden)
     with_metadata(tiny, folder / "bad_json.pt", lambda _: '{"format": 1,')
     with_metadata(tiny, folder / "no_json.pt", lambda _: None)
     torch.save(model.state_dict(), folder / "weights.pth")
+    # A weight that is another than when the archive was written.
+    with zipfile.ZipFile(tiny) as archive:
+        (entry,) = (item for item in archive.infolist() if item.filename.endswith("/constants/4"))
+        weight = archive.read(entry)[:64]
+    sound = tiny.read_bytes()
+    (folder / "damaged_weights.pt").write_bytes(sound.replace(weight, weight[:60] + b"\0\0\0\0", 1))
     (folder / "truncated.pt").write_bytes(tiny.read_bytes()[:100_000])
     (folder / "empty.pt").touch()
     metadata = json.dumps(read_metadata(tiny))

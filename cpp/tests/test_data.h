@@ -1,15 +1,14 @@
 // The files that make_test_data.py made.
 #pragma once
 
-#include <algorithm>
+#include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <iterator>
 #include <stdexcept>
 #include <string>
-
-#include <ATen/ATen.h>
-#include <torch/csrc/jit/api/module.h>
+#include <vector>
 
 #include <swsl/engine.h>
 
@@ -25,15 +24,36 @@ inline std::string contents(const std::string& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-// What LibTorch itself makes of a batch with the module in the file.
-inline swsl::Outputs own_outputs(const swsl::FrozenModel& model, const at::Tensor& batch) {
-  const c10::InferenceMode inference;
-  const auto run = [&](const char* method) { return model.module().get_method(method)({batch}).toTensor(); };
-  return {run("forward"), run("embed")};
+// Numbers that eager PyTorch has written.
+inline std::vector<float> floats(const std::string& name) {
+  const std::string bytes = contents(data(name));
+  std::vector<float> numbers(bytes.size() / sizeof(float));
+  std::memcpy(numbers.data(), bytes.data(), bytes.size());
+  return numbers;
 }
 
-// How far an engine's answers are from those.
-inline double error_of(swsl::Engine& engine, const swsl::FrozenModel& model, const at::Tensor& batch) {
-  const swsl::Outputs outputs{engine.forward(batch), engine.embed(batch)};
-  return swsl::output_errors(model.metadata().golden, outputs, own_outputs(model, batch)).largest();
+// A batch with its memory.
+struct Images {
+  std::vector<float> numbers;
+  swsl::Batch batch;
+};
+
+inline Images make_images(std::int64_t count, std::int64_t height = 64, std::int64_t width = 64) {
+  const std::array<std::int64_t, 4> shape{count, 3, height, width};
+  Images images{swsl::golden_input(shape), {}};
+  for (float& number : images.numbers) number /= 2;
+  images.batch = swsl::Batch::contiguous(images.numbers.data(), shape);
+  return images;
+}
+
+inline std::vector<float> forward(swsl::Engine& engine, const swsl::Batch& batch) {
+  std::vector<float> logits(static_cast<std::size_t>(batch.shape[0]) * engine.info().classes);
+  engine.forward(batch, logits.data());
+  return logits;
+}
+
+inline std::vector<float> embed(swsl::Engine& engine, const swsl::Batch& batch) {
+  std::vector<float> features(static_cast<std::size_t>(batch.shape[0]) * engine.info().features);
+  engine.embed(batch, features.data());
+  return features;
 }

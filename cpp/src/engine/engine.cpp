@@ -47,8 +47,7 @@ std::string parse_device(const std::string& name) {
   }
   if (!sound)
     throw std::invalid_argument(R"(device: expected "cpu", "cuda", "cuda:N" or "auto", got ")" + name + '"');
-  if (backend() == nullptr)
-    need_libtorch("device: \"" + name + '"');
+  if (backend() == nullptr) need_libtorch("device: \"" + name + '"');
   if (index >= count)
     throw std::invalid_argument("device: \"" + name + "\" is not here: torch sees " + std::to_string(count) +
                                 " CUDA devices" +

@@ -10,6 +10,7 @@
 #include "engine/plan/reference.h"
 #include "threads/thread_pool.h"
 
+using namespace swsl;
 using namespace swsl::cpu;
 
 namespace {
@@ -40,6 +41,7 @@ struct Builder {
     node.name = "node " + std::to_string(network.nodes.size());
     network.nodes.push_back(node);
     channels.push_back(output_channels);
+    network.features = node.inputs[0];  // of the last one
     return network.output = node.output;
   }
   int convolution(int input, int out, Window window, int groups = 1, bool bias = true,
@@ -104,16 +106,9 @@ void check_network(const Network& network, const KernelSet& kernels, int batch, 
 
 template <class Make>
 void on_every_isa(Make make) {
-  int ran = 0;
-  for (Isa isa : {Isa::avx2, Isa::avx512, Isa::avx512bf16}) {
-    if (!supported(isa)) continue;
-    const KernelSet& kernels = isa == Isa::avx2     ? avx2_kernels()
-                               : isa == Isa::avx512 ? avx512_kernels()
-                                                    : avx512bf16_kernels();
-    make(kernels);
-    ++ran;
-  }
-  if (ran == 0) std::printf("this processor has no AVX2: nothing compared\n");
+  for (const cpu::Isa isa : {cpu::Isa::portable, cpu::Isa::avx2, cpu::Isa::avx512, cpu::Isa::avx512bf16})
+    for (const bool bfloat16 : {false, true})
+      if (const KernelSet* found = kernels(isa, bfloat16)) make(*found);
 }
 
 }  // namespace
@@ -198,12 +193,14 @@ TEST(what_cannot_be_fused_is_named) {
   twice.simple(Operation::add, {x, y});
   CHECK_THROWS(UnsupportedNetwork, "node 1", fuse(twice.network));
 
-  Builder overwritten(3);
-  const int a = overwritten.convolution(0, 8, {});
-  overwritten.simple(Operation::relu, {a});
-  overwritten.network.nodes.back().in_place = true;
-  overwritten.simple(Operation::add, {overwritten.network.output, a});
-  CHECK_THROWS(UnsupportedNetwork, "overwrites", fuse(overwritten.network));
+  Builder unknown(3);
+  unknown.simple(Operation::other, {unknown.convolution(0, 8, {})});
+  CHECK_THROWS(UnsupportedNetwork, "node 1", fuse(unknown.network));
+
+  Builder elsewhere(3);
+  elsewhere.finish(elsewhere.convolution(0, 8, {}), 4);
+  elsewhere.network.features = 0;
+  CHECK_THROWS(UnsupportedNetwork, "other values than the features", fuse(elsewhere.network));
 
   Builder unflattened(3);
   const int c = unflattened.convolution(0, 8, {});
@@ -212,8 +209,7 @@ TEST(what_cannot_be_fused_is_named) {
 }
 
 TEST(an_image_too_small_is_refused) {
-  const KernelSet* kernels = float32_kernels();
-  if (kernels == nullptr) return;
+  const KernelSet* kernels = &best_kernels(false);
   Builder net(3);
   net.finish(net.convolution(0, 8, window(7, 1, 0)), 2);
   ThreadPool threads(1);

@@ -30,7 +30,7 @@ const Runner& runner() {
 }
 
 // Images that are their own numbers; those divisible by `bad` fail.
-swsl::TensorBatch::Write number_writer(int bad) {
+swsl::FloatBuffer::Write number_writer(int bad) {
   return [bad](const ImageSource& image, float* output, const std::function<void()>&) -> std::string {
     const int number = std::stoi(std::get<std::string>(image));
     if (number % bad == 0) return "bad " + std::to_string(number);
@@ -41,19 +41,27 @@ swsl::TensorBatch::Write number_writer(int bad) {
   };
 }
 
+float first_of(const swsl::Batch& batch) { return *static_cast<const float*>(batch.data); }
+
+void twice(const swsl::Batch& batch, float* rows) {
+  for (std::int64_t i = 0; i < batch.shape[0]; ++i)
+    rows[i] = 2 * static_cast<const float*>(batch.data)[i * batch.strides[0]];
+}
+
 PipelineOptions numbers(int batch_size, int workers, int bad = 1 << 30, int at_once = 1) {
   PipelineOptions options;
   options.batch_size = batch_size;
   options.workers = workers;
   options.at_once = at_once;
   options.make_buffer = [=] {
-    return std::make_unique<swsl::TensorBatch>(std::vector<std::int64_t>{2}, batch_size, /*pinned=*/false,
-                                               number_writer(bad));
+    const std::shared_ptr<float> memory(new float[3 * batch_size], std::default_delete<float[]>());
+    return std::make_unique<swsl::FloatBuffer>(1, 1, memory, number_writer(bad));
   };
   options.prepare = [](BatchBuffer& buffer, const ImageSource& image, std::size_t place) {
     return buffer.prepare(image, place, {});
   };
-  options.compute = [](const at::Tensor& batch) { return batch.mul(2); };
+  options.columns = 1;
+  options.compute = twice;
   return options;
 }
 
@@ -62,7 +70,7 @@ void check_number(const Pipeline::Item& item, int number, int bad) {
   if (number % bad == 0)
     CHECK_EQ(item.error, "bad " + std::to_string(number));
   else
-    CHECK(item.error.empty() && item.row[1].item<float>() == 2.0f * static_cast<float>(number));
+    CHECK(item.error.empty() && item.row.at(0) == 2.0f * static_cast<float>(number));
 }
 
 // Takes what `pop` throws or returns until the end.
@@ -121,9 +129,9 @@ TEST(push_waits_while_capacity_images_are_under_way) {
 TEST(only_good_images_are_computed_and_only_full_batches_before_the_end) {
   std::vector<std::int64_t> sizes;
   auto options = numbers(4, 3, 3);
-  options.compute = [&](const at::Tensor& batch) {
-    sizes.push_back(batch.size(0));
-    return batch;
+  options.compute = [&](const swsl::Batch& batch, float* rows) {
+    sizes.push_back(batch.shape[0]);
+    twice(batch, rows);
   };
   Pipeline pipeline(options);
   for (const char* image : {"1", "2", "3", "4", "6", "9", "12", "15", "7"}) pipeline.push(image);
@@ -135,11 +143,11 @@ TEST(only_good_images_are_computed_and_only_full_batches_before_the_end) {
 TEST(a_failed_engine_throws_after_the_results_before_it) {
   for (const int at_once : {1, 2, 3}) {
     auto options = numbers(2, 2, 1 << 30, at_once);
-    options.compute = [](const at::Tensor& batch) {
-      const auto first = batch[0][0].item<float>();
+    options.compute = [](const swsl::Batch& batch, float* rows) {
+      const auto first = first_of(batch);
       if (first == 5) throw std::runtime_error("out of memory");
       if (first == 3) std::this_thread::sleep_for(std::chrono::milliseconds(20));  // the failure comes sooner
-      return batch;
+      twice(batch, rows);
     };
     Pipeline pipeline(options);
     for (int i = 1; i <= 6; ++i) pipeline.push(std::to_string(i));
@@ -155,9 +163,9 @@ TEST(a_failed_engine_throws_after_the_results_before_it) {
 TEST(several_batches_are_computed_at_a_time) {
   std::latch both(2);
   auto options = numbers(2, 2, 1 << 30, 2);
-  options.compute = [&](const at::Tensor& batch) {
+  options.compute = [&](const swsl::Batch& batch, float* rows) {
     both.arrive_and_wait();
-    return batch.mul(2);
+    twice(batch, rows);
   };
   Pipeline pipeline(options);
   for (int i = 1; i <= 4; ++i) pipeline.push(std::to_string(i));
@@ -206,7 +214,7 @@ TEST(a_stream_gives_what_the_runner_gives) {
   images[6] = image.view();
   images[7] = swsl::EncodedImage{bytes.data(), 3000, "cut.jpg"};
   const auto expected = runner().classify(images, 3);
-  const auto logits = runner().logits(images).rows, features = runner().embed(images).rows;
+  const auto logits = runner().logits(images), features = runner().embed(images);
   for (const auto output : {swsl::Output::predictions, swsl::Output::logits, swsl::Output::embedding}) {
     Stream stream(runner(), {.batch_size = 3, .workers = 2, .top_k = 3, .output = output});
     CHECK_EQ(stream.capacity(), 9u);
@@ -218,9 +226,9 @@ TEST(a_stream_gives_what_the_runner_gives) {
       const auto result = stream.pop().value();
       CHECK_EQ(result.error, expected[i].error);
       if (output != swsl::Output::predictions) {
-        CHECK_EQ(result.row.defined(), result.ok());
+        CHECK_EQ(!result.row.empty(), result.ok());
         const auto& rows = output == swsl::Output::logits ? logits : features;
-        if (result.ok()) CHECK(swsl::relative_error(result.row, rows[static_cast<std::int64_t>(i)]) <= 1e-5);
+        if (result.ok()) CHECK(swsl::relative_error(result.row, rows.row(i)) <= 1e-5);
         continue;
       }
       CHECK_EQ(result.predictions.size(), expected[i].predictions.size());
@@ -313,9 +321,9 @@ TEST(small_batches_fill_no_more_buffers_than_there_are) {
   auto options = numbers(4, 3);
   options.max_wait = std::chrono::milliseconds(1);
   std::latch started(1), go_on(1);
-  options.compute = [&](const at::Tensor& batch) {
-    if (batch[0][0].item<float>() == 1) started.count_down(), go_on.wait();
-    return batch.mul(2);
+  options.compute = [&](const swsl::Batch& batch, float* rows) {
+    if (first_of(batch) == 1) started.count_down(), go_on.wait();
+    twice(batch, rows);
   };
   Pipeline pipeline(options);
   pipeline.push("1");
@@ -329,9 +337,9 @@ TEST(small_batches_fill_no_more_buffers_than_there_are) {
 TEST(batches_are_full_where_nothing_else_is_asked_for) {
   std::atomic<std::int64_t> smallest = 4;
   auto options = numbers(4, 2);
-  options.compute = [&](const at::Tensor& batch) {
-    smallest = std::min(smallest.load(), batch.size(0));
-    return batch.mul(2);
+  options.compute = [&](const swsl::Batch& batch, float* rows) {
+    smallest = std::min(smallest.load(), batch.shape[0]);
+    twice(batch, rows);
   };
   Pipeline pipeline(options);
   for (int i = 1; i <= 8; ++i) {

@@ -41,7 +41,6 @@ from .golden import (
 from .metadata import FORMAT, LARGEST_INPUT, METADATA_FILE, ModelError, read_metadata
 from .network_table import is_known, make_table, run_table, trace
 
-
 _NO_TORCHSCRIPT = (
     f"which torch {torch.__version__} on Python {sys.version_info.major}.{sys.version_info.minor} does not have; use Python 3.13 "
     "or older and a torch that has torch.jit.script"

@@ -19,14 +19,15 @@ from .weights import WeightsError
 
 if TYPE_CHECKING:
     from .deploy.eager import EagerRunner
-    from .deploy.export import ModelError, export_model
+    from .deploy.export import export_model
+    from .deploy.metadata import ModelError
     from .deploy.runner import Runner, cmake_prefix_path
     from .labels import LABELS
 
 _LAZY = {
     "LABELS": "labels",
     "EagerRunner": "deploy.eager",
-    "ModelError": "deploy.export",
+    "ModelError": "deploy.metadata",
     "export_model": "deploy.export",
     "Runner": "deploy.runner",
     "cmake_prefix_path": "deploy.runner",

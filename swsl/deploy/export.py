@@ -41,6 +41,32 @@ from .golden import (
 from .metadata import FORMAT, LARGEST_INPUT, METADATA_FILE, ModelError, read_metadata
 from .network_table import is_known, make_table, run_table, trace
 
+_NO_TORCHSCRIPT = (
+    f"which torch {torch.__version__} on Python {sys.version_info.major}.{sys.version_info.minor} does not have; use Python 3.13 "
+    "or older and a torch that has torch.jit.script"
+)
+
+
+def has_torchscript() -> bool:
+    """Whether PyTorch can write and run TorchScript here."""
+    return sys.version_info < (3, 14) and hasattr(getattr(torch, "jit", None), "script")
+
+
+def load_torchscript(path: str | os.PathLike[str], device: str | torch.device) -> Any:
+    """The ScriptModule in a frozen module, with its methods ``forward`` and ``embed``.
+
+    Raises:
+        ModelError: PyTorch cannot load it.
+    """
+    if not has_torchscript():
+        raise ModelError(
+            f"{path}: running it in PyTorch needs TorchScript, {_NO_TORCHSCRIPT}, or swsl.Runner"
+        )
+    try:
+        return torch.jit.load(os.fspath(path), map_location=device)
+    except RuntimeError as error:
+        raise ModelError(f"{path}: cannot be loaded: {str(error).splitlines()[0]}") from error
+
 
 class _AveragePool(nn.Module):
     """nn.AdaptiveAvgPool2d without its check of arguments, whose branch would stand between engines and a plain graph."""
@@ -129,11 +155,9 @@ def export_model(
         raise ValueError(
             f"spec: expected an input_size of at most {LARGEST_INPUT} pixels a side, got {spec.input_size}"
         )
-    if sys.version_info >= (3, 14) or not hasattr(torch.jit, "script"):
+    if not has_torchscript():
         raise ModelError(
-            f"{path}: not written, since exporting needs TorchScript, which torch {torch.__version__} on Python "
-            f"{sys.version_info.major}.{sys.version_info.minor} does not have; export on Python 3.13 or older with a torch that "
-            "has torch.jit.script. The file then runs everywhere"
+            f"{path}: not written, since exporting needs TorchScript, {_NO_TORCHSCRIPT}. The file then runs everywhere"
         )
     eager = copy.deepcopy(model).cpu().float().eval()
     broken = [name for name, tensor in eager.state_dict().items() if not tensor.isfinite().all()]
@@ -258,13 +282,13 @@ def verify(path: str | os.PathLike[str]) -> float:
     outputs = {}
     if is_known(metadata["network"]):
         outputs["by its network table"] = run_table(path, batch)
-    if sys.version_info < (3, 14) and hasattr(torch.jit, "load"):
+    if has_torchscript():
+        frozen = load_torchscript(path, "cpu")
         try:
-            frozen = torch.jit.load(os.fspath(path), map_location="cpu")
             with torch.inference_mode():
                 outputs["in TorchScript"] = frozen(batch), frozen.embed(batch)
         except RuntimeError as error:
-            raise ModelError(f"{path}: cannot be loaded: {str(error).splitlines()[0]}") from error
+            raise ModelError(f"{path}: does not run in TorchScript: {str(error).splitlines()[-1]}") from error
     expected = torch.tensor([golden["features"]])
     scale = logits_scale(golden["weight_norms"], golden["biases"], expected)
     tolerance = golden["tolerances"]["float32"]

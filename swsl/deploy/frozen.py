@@ -10,14 +10,15 @@ from torch import Tensor
 
 from ..preprocess import PreprocessSpec
 from .eager import EagerRunner, pick_device
-from .export import ModelError, made_anew, read_metadata
+from .export import load_torchscript, made_anew
+from .metadata import read_metadata
 
 
 class FrozenRunner(EagerRunner):
     """Images to predictions through a ``.pt`` that ``swsl export`` wrote, its preprocessing and labels included.
 
     Raises:
-        ModelError: no such file, or no frozen module of this package.
+        ModelError: no such file, no frozen module of this package, or no TorchScript in this PyTorch.
         ValueError: a device that is not there.
     """
 
@@ -34,10 +35,7 @@ class FrozenRunner(EagerRunner):
         metadata = read_metadata(path)
         self.model: Any  # a ScriptModule, with the methods that export gave it
         self.device = pick_device(device)
-        try:
-            self.model = torch.jit.load(os.fspath(path), map_location=self.device)
-        except RuntimeError as error:
-            raise ModelError(f"{path}: cannot be loaded: {str(error).splitlines()[0]}") from error
+        self.model = load_torchscript(path, self.device)
         self.spec = spec or PreprocessSpec(**metadata["preprocess"])
         self.labels = tuple(metadata["labels"])
         self._fingerprint: str = metadata["fingerprint"]

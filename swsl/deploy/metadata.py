@@ -104,7 +104,7 @@ def _parse(archive: Archive) -> Any:
 def _check_structure(data: bytes) -> None:
     """Counts and nesting, before they cost memory. Whether it is JSON is seen later."""
     plain = data.replace(b"\\\\", b"").replace(b'\\"', b"")
-    depth, values = 0, 1
+    depth, values, texts = 0, 1, 0
     for token in re.finditer(rb'"[^"]*"?|[\[\]{},]', plain):
         first = plain[token.start()]
         if first in b"[{":
@@ -112,9 +112,10 @@ def _check_structure(data: bytes) -> None:
         elif first in b"]}":
             depth -= 1
         values += first in b"[{,"
+        texts += first in b'"'
         if depth > _DEEPEST:
             raise ValueError(f"JSON: nested deeper than {_DEEPEST}")
-        if values > _MOST_VALUES:
+        if values > _MOST_VALUES or texts > 2 * _MOST_VALUES:  # a value may have a key
             raise ValueError(f"JSON: more than {_MOST_VALUES} values")
 
 
@@ -275,12 +276,14 @@ def _check_golden(field: _Field, classes: int, size: list[int]) -> None:
 def _check_table(field: _Field, archive: Archive) -> None:
     """The readable twin of cpp/src/model/network.cpp."""
     operators = field["operators"].sized(1, _MOST_OPERATORS, "operators")
-    read = sum(_check_operator(operator, before, archive) for before, operator in enumerate(operators))
+    read = 0
+    for before, operator in enumerate(operators):
+        read += _check_operator(operator, before, archive)
+        # Entries may be shared, but not so often that a small file takes the memory of a large one.
+        if read > archive.size + _SHARED_BYTES:
+            raise ValueError(f'"{field.path}": its operators read more than the file holds')
     for name in ("logits", "features"):
         _check_value(field[name], len(operators))
-    # Entries may be shared, but not so often that a small file takes the memory of a large one.
-    if read > archive.size + _SHARED_BYTES:
-        raise ValueError(f'"{field.path}": its operators read more than the file holds')
 
 
 def _check_value(field: _Field, before: int) -> None:

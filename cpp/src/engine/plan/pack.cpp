@@ -60,37 +60,44 @@ class Packer {
     const int taps = layer.window.kernel_height * layer.window.kernel_width;
     const int in_per_group = layer.in_channels / layer.groups,
               out_per_group = layer.out_channels / layer.groups;
-    const float* source = layer.weights.get();
     const int width = panel.vectors * vector_width;
-    // The weight of output channel `out`, input channel `in` of the whole input, and tap; zero outside its
-    // group.
-    const auto weight = [&](int out, int in, int tap) {
-      const int local = in - out / out_per_group * in_per_group;
-      if (out >= layer.out_channels || local < 0 || local >= in_per_group) return 0.0f;
-      return source[(static_cast<std::ptrdiff_t>(out) * in_per_group + local) * taps + tap];
+    // Of each output channel: its weights, and the input channels that they are of, counted as the kernel
+    // counts them. The rest are zeros.
+    struct Lane {
+      const float* weights = nullptr;
+      int begin = 0, end = 0;
     };
+    Lane lanes[2 * vector_width];
+    for (int lane = 0; lane < width; ++lane) {
+      const int out = panel.first_channel + lane;
+      if (out >= layer.out_channels) continue;
+      const int begin = packed.kernel == ConvolutionKernel::tile ? out / out_per_group * in_per_group : 0;
+      lanes[lane] = {layer.weights.get() + static_cast<std::ptrdiff_t>(out) * in_per_group * taps, begin,
+                     begin + in_per_group};
+    }
     for (int block = 0; block < panel.blocks; ++block)
-      for (int step = 0; step < panel.steps; ++step)
-        for (int lane = 0; lane < width; ++lane, to += step_bytes)
-          for (int part = 0; part < parts; ++part) {
-            const int out = panel.first_channel + lane;
-            float value = 0;
-            if (packed.kernel == ConvolutionKernel::tile) {
-              const int in =
-                  ((panel.first_block + block / taps) * line_steps + panel.first_step + step) * parts + part;
-              value = weight(out, in, block % taps);
-            } else if (packed.kernel == ConvolutionKernel::first) {
-              const int at = step * parts + part, column = at / layer.in_channels;
-              if (column < layer.window.kernel_width)
-                value = weight(out, at % layer.in_channels, block * layer.window.kernel_width + column);
-            } else {
-              // blocks are (kernel row, step), steps are kernel columns
-              const int group = out / out_per_group, per_row = panel.blocks / 3;
-              const int in = group * in_per_group + (block % per_row) * parts + part;
-              value = weight(out, in, block / per_row * 3 + step);
-            }
-            put(to, part, value, kernels.bfloat16);
+      for (int step = 0; step < panel.steps; ++step, to += width * step_bytes)
+        for (int part = 0; part < parts; ++part) {
+          int in = 0, tap = 0;
+          if (packed.kernel == ConvolutionKernel::tile) {
+            in = ((panel.first_block + block / taps) * line_steps + panel.first_step + step) * parts + part;
+            tap = block % taps;
+          } else if (packed.kernel == ConvolutionKernel::first) {
+            const int at = step * parts + part, column = at / layer.in_channels;
+            in = column < layer.window.kernel_width ? at % layer.in_channels : layer.in_channels;
+            tap = block * layer.window.kernel_width + column;
+          } else {  // blocks are (kernel row, step), steps are kernel columns
+            const int per_row = panel.blocks / 3;
+            in = block % per_row * parts + part;
+            tap = block / per_row * 3 + step;
           }
+          for (int lane = 0; lane < width; ++lane) {
+            const auto& [weights, begin, end] = lanes[lane];
+            const bool there = in >= begin && in < end;
+            put(to + lane * step_bytes, part,
+                there ? weights[(in - begin) * std::ptrdiff_t{taps} + tap] : 0.0f, kernels.bfloat16);
+          }
+        }
   }
 
  private:

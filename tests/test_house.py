@@ -1,8 +1,9 @@
-"""The plan of the house: folders of few files, short files, and imports that go one way between the packages of swsl."""
+"""The plan of the house (docs/architecture.md): folders of few files, short files, and arrows that go one way between them."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from conftest import ROOT
 # Each package imports those before it alone. "" is the top level, less its two doors.
 ORDER = ("system", "", "deploy", "bulk", "evaluation", "training", "cli")
 DOORS = ("__init__.py", "__main__.py")
+# Likewise of cpp/src, where each room includes those before it alone.
+CPP_ORDER = ("threads", "image", "resample", "model", "engine", "run", "libtorch")
 MOST_FILES, MOST_LINES = 14, 420
 
 
@@ -86,3 +89,40 @@ def test_a_turned_arrow_is_found(file: str, line: str, room: str, tmp_path: Path
     path.parent.mkdir(exist_ok=True)
     path.write_text(f"import os\nfrom .neighbour import x\n{line}\n")
     assert turned_arrows(tmp_path) == [f"{file} imports {room}"]
+
+
+def turned_includes(source: Path) -> list[str]:
+    """The includes of a room of cpp/src by one that stands before it."""
+    return [
+        f"{file.relative_to(source)} includes {room}"
+        for file in sorted([*source.rglob("*.h"), *source.rglob("*.cpp"), *source.rglob("*.cu")])
+        for room in re.findall(r'^#include "(\w+)/', file.read_text("utf-8"), re.MULTILINE)
+        if CPP_ORDER.index(room) > CPP_ORDER.index(file.relative_to(source).parts[0])
+    ]
+
+
+def test_rooms_of_cpp_are_small_and_include_one_way(tmp_path: Path) -> None:
+    source = ROOT / "cpp" / "src"
+    assert {path.name for path in source.iterdir()} == set(CPP_ORDER)
+    assert turned_includes(source) == []
+    for folder in (ROOT / "cpp", *(path for path in (ROOT / "cpp").rglob("*") if path.is_dir())):
+        files = [path for path in folder.iterdir() if path.is_file()]
+        assert len(files) <= MOST_FILES, f"{folder}: {len(files)} files; give some of them a folder"
+        for path in files:
+            lines = path.read_text("utf-8").count("\n")
+            assert lines <= MOST_LINES, f"{path}: {lines} lines; it is more than one thing"
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "json.h").write_text(
+        '#include <string>\n#include "model/x.h"\n#include "run/cores.h"\n'
+    )
+    assert turned_includes(tmp_path) == ["model/json.h includes run"]
+
+
+def test_the_core_knows_neither_torch_nor_python() -> None:
+    for folder in ("include/swsl", "src"):
+        for file in (ROOT / "cpp" / folder).rglob("*.*"):
+            if "libtorch" not in file.parts:
+                found = re.search(
+                    r"^#include <(ATen|c10|torch|pybind11|Python)", file.read_text("utf-8"), re.MULTILINE
+                )
+                assert found is None, f"{file}: {found and found[0]}"

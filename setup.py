@@ -21,8 +21,9 @@ from pathlib import Path
 
 import setuptools
 
-if int(setuptools.__version__.split(".")[0]) < 77:  # which reads pyproject.toml's licence; now, not after minutes of compiling
-    raise SystemExit(f"swsl: setuptools 77 or later expected, found {setuptools.__version__}: pip install -U setuptools")
+# Older ones do not read pyproject.toml's licence, which they would say after minutes of compiling.
+if int((found := setuptools.__version__).split(".")[0]) < 77:
+    raise SystemExit(f"swsl: setuptools 77 or later expected, found {found}: pip install -U setuptools")
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -31,7 +32,7 @@ ROOT = Path(__file__).resolve().parent
 BUILD = ROOT / "build" / f"python-{sys.implementation.cache_tag}"
 FAILURE = "_build_failure.txt"
 LIBTORCH_RECORD = "_libtorch.json"  # by CMake where that part is built
-PLACES = ("include", "lib", "share", LIBTORCH_RECORD, FAILURE)  # filled in the package, besides _C*.so and _libtorch*.so
+PLACES = ("include", "lib", "share", LIBTORCH_RECORD, FAILURE)  # filled beside _C*.so and _libtorch*.so
 
 
 def compile_runner() -> Path:
@@ -65,7 +66,7 @@ def add_libtorch_part(stage: Path, must: bool) -> str:
     record = stage / LIBTORCH_RECORD
     torch = find_spec("torch")
     if torch is None or not torch.submodule_search_locations:
-        left_out = "the LibTorch part: torch was not there when swsl was built (which is with --no-build-isolation)"
+        left_out = "the LibTorch part: no torch to build it with, as there is with --no-build-isolation alone"
         record.write_text(json.dumps({"left_out": left_out}), "utf-8")
         return left_out
     options = ("-DSWSL_LIBTORCH=ON", f"-DSWSL_TORCH_PREFIX={torch.submodule_search_locations[0]}")
@@ -117,15 +118,23 @@ def run(*command: str) -> None:
         raise RuntimeError(f"{shlex.join(command)} failed with exit code {done.returncode}:\n{tail}")
 
 
+def remove_compiled(package: Path) -> None:
+    for old in (*(package / place for place in PLACES), *package.glob("_*.so")):
+        shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+
+
 class CMakeBuild(build_ext):
-    """Copies what CMake built into the package: the wheel's, or the source tree's for an editable installation."""
+    """Copies what CMake built into the package. An editable installation's is the source tree, and what lay there pip would not know
+    and leave behind: it goes into the wheel that pip unpacks, as the folder swsl_compiled, which swsl/deploy/native.py looks for."""
 
     def run(self) -> None:
-        inplace = self.inplace or self.editable_mode
-        package = ROOT / "swsl" if inplace else Path(self.build_lib, "swsl")
-        for old in (*(package / place for place in PLACES), *package.glob("_*.so")):
-            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-        shutil.copytree(compile_runner(), package, dirs_exist_ok=True)
+        stage = compile_runner()
+        package = ROOT / "swsl" if self.inplace else Path(self.build_lib, "swsl")
+        remove_compiled(package)
+        if self.editable_mode:
+            package = Path(self.get_finalized_command("install").install_lib, "swsl_compiled")
+            (stage / "source.txt").write_text(str(ROOT / "swsl"), "utf-8")
+        shutil.copytree(stage, package, dirs_exist_ok=True)
 
     def get_outputs(self) -> list[str]:
         return []

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from swsl.deploy.export import export_model
 from swsl.deploy.golden import relative_error
+from swsl.deploy.native import extension
 from swsl.variants import VARIANTS, create_model
 
 ENGINES = ("swsl", "eager", "torchscript", "inductor", "onnxruntime", "openvino")
@@ -125,9 +126,7 @@ def serve(arguments: argparse.Namespace) -> None:
         for _ in sys.stdin:
             answer: dict[str, float] = {}
             if arguments.worker == "swsl":
-                from swsl._C import peak_flops
-
-                answer["peak"] = peak_flops(dtype, arguments.threads)
+                answer["peak"] = extension().peak_flops(dtype, arguments.threads)
             times = []
             forward()  # wakes threads that have gone to sleep
             end = time.perf_counter() + arguments.seconds

@@ -9,6 +9,7 @@
 #include <optional>
 
 #include <swsl/frozen_model.h>
+#include <swsl/golden.h>
 #include <swsl/runner.h>
 #include <swsl/stream.h>
 
@@ -145,6 +146,10 @@ Floats forward(const swsl::Runner& runner, const py::object& object) {
   return {runner.forward(given.batch()), {given.batch().shape[0], runner.info().classes}};
 }
 
+Floats golden_input(const std::vector<std::int64_t>& shape) {
+  return {swsl::golden_input(shape), {shape.begin(), shape.end()}};
+}
+
 py::dict info(const swsl::Runner& runner) {
   const auto& info = runner.info();
   py::dict out;
@@ -253,6 +258,7 @@ PYBIND11_MODULE(_C, m) {
       .def("close", &Stream::close);
   m.def("decode_image", &decode, py::arg("image"), py::kw_only(), py::arg("exif_orientation"),
         py::arg("max_pixels"));
+  m.def("golden_input", &golden_input, py::arg("shape"));
   m.def(
       "peak_flops",
       [](const std::string& dtype, int threads) {

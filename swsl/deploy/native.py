@@ -7,12 +7,14 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .. import __path__ as package_path
 from ..image import ImageError, ImageSource, fetch, is_pillow, is_url, load_image
 
 if TYPE_CHECKING:
@@ -20,9 +22,23 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-PACKAGE = Path(__file__).parents[1]
-_BUILD_FAILURE = PACKAGE / "_build_failure.txt"  # setup.py writes both
-_LIBTORCH_RECORD = PACKAGE / "_libtorch.json"
+
+def _compiled_parts() -> Path:
+    """Where setup.py put them: into the package or, of an editable installation, into a folder beside the other packages."""
+    package = Path(__file__).parents[1]
+    found = find_spec("swsl_compiled")
+    for folder in found.submodule_search_locations or () if found else ():
+        source = Path(folder, "source.txt")
+        if source.is_file() and Path(source.read_text("utf-8")) == package.resolve():
+            return Path(folder)
+    return package
+
+
+COMPILED = _compiled_parts()
+"""The folder of the compiled parts: the extensions, lib/, include/, share/, and what setup.py says of the build."""
+
+if str(COMPILED) not in package_path:
+    package_path.append(str(COMPILED))
 
 
 def extension() -> ModuleType:
@@ -35,10 +51,11 @@ def extension() -> ModuleType:
         from .. import _C
     except ImportError as error:
         reason = str(error)
-        if not any(PACKAGE.glob("_C.*")):
+        failure = COMPILED / "_build_failure.txt"
+        if failure.is_file():
+            reason = "it could not be compiled on installation:\n" + failure.read_text("utf-8")
+        elif not any(COMPILED.glob("_C*.so")):
             reason = "the source tree has not been installed (pip install .)"
-        if _BUILD_FAILURE.is_file():
-            reason = "it could not be compiled on installation:\n" + _BUILD_FAILURE.read_text("utf-8")
         raise ImportError(f"swsl's compiled runner is not available: {reason}") from error
     return _C
 
@@ -46,9 +63,7 @@ def extension() -> ModuleType:
 def libtorch_record() -> dict[str, Any]:
     """How the LibTorch part was built: ``torch`` (the release it runs with), ``cuda``, ``cuda_kernels``, ``nvjpeg``, and
     ``left_out``, which says what was not built and why ("" if all was)."""
-    if not _LIBTORCH_RECORD.is_file():
-        return {"left_out": "swsl was built without it"}
-    record: dict[str, Any] = json.loads(_LIBTORCH_RECORD.read_text("utf-8"))
+    record: dict[str, Any] = json.loads((COMPILED / "_libtorch.json").read_text("utf-8"))
     return record
 
 
@@ -83,10 +98,10 @@ def libtorch() -> ModuleType:
 def as_tensor(numbers: Any) -> Tensor:
     """What the extension returns, as a tensor of the same shape, dtype and memory."""
     view = memoryview(numbers)
-    dtype = {"f": torch.float32, "B": torch.uint8}[view.format]
+    shape, dtype = view.shape or (), {"f": torch.float32, "B": torch.uint8}[view.format]
     if not view.nbytes:
-        return torch.empty(view.shape, dtype=dtype)
-    return torch.frombuffer(view.cast("B"), dtype=dtype).view(view.shape)
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(view.cast("B"), dtype=dtype).view(shape)
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .golden import golden_input
+from .native import as_tensor, extension
 from .runner import LayerTime, Runner
 
 if TYPE_CHECKING:
@@ -40,19 +40,18 @@ def profile(
     Raises:
         ValueError: the module does not run on the planned engine; the message says why.
     """
-    from .._C import peak_flops  # Runner has checked that it can be loaded
-
     runner = Runner(model, dtype=dtype, threads=threads, batch_size=batch)
     if runner.info.name != "planned":
         raise ValueError(f"{os.fspath(model)} cannot be profiled: {runner.info.reason}")
-    images = golden_input((batch, 3, *runner.spec.input_size))
+    # Not torch's own operators, which could wait for threads that a fork has left behind.
+    images = as_tensor(extension().golden_input([batch, 3, *runner.spec.input_size]))
     runner.profile(images)  # warms up
     passes = [runner.profile(images) for _ in range(rounds)]
     layers = [
         times[0]._replace(seconds=statistics.median(time.seconds for time in times))
         for times in zip(*passes, strict=True)
     ]
-    peak = peak_flops(runner.info.dtype, runner.info.threads)
+    peak = extension().peak_flops(runner.info.dtype, runner.info.threads)
     what = f"{runner.info.dtype}, batch {batch}, {runner.info.threads} threads, {runner.info.reason}"
     return layers, peak, what
 

@@ -23,9 +23,9 @@ from ..prediction import Prediction, Result
 from ..preprocess import PreprocessSpec
 from .export import ModelError, made_anew
 from .feeding import MAX_WAIT, End, Feeder, is_live
-from .native import PACKAGE, as_tensor, decode_other, extension, joined, libtorch, libtorch_record, prepare
+from .native import COMPILED, as_tensor, decode_other, extension, joined, libtorch, libtorch_record, prepare
 
-cmake_prefix_path = str(PACKAGE / "share" / "cmake")
+cmake_prefix_path = str(COMPILED / "share" / "cmake")
 """For C++ programs that use the library in this package: ``cmake -DCMAKE_PREFIX_PATH=$(python -c "import
 swsl; print(swsl.cmake_prefix_path)")``, then ``find_package(swsl)``."""
 

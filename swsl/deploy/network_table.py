@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from .archive import Archive
+from .archive import Archive, ArchiveError
 from .metadata import OPERATORS, ModelError, open_frozen
 
 
@@ -99,7 +99,13 @@ def run_table(path: str | os.PathLike[str], batch: Tensor) -> tuple[Tensor, Tens
     last_use |= dict.fromkeys((table["logits"], table["features"]), len(operators))
     values: dict[int, Tensor] = {0: batch}
     for place, item in enumerate(operators):
-        values[place + 1] = _compute(item, [values[value] for value in item["inputs"]], archive)
+        try:
+            values[place + 1] = _compute(item, [values[value] for value in item["inputs"]], archive)
+        except (RuntimeError, ArchiveError) as error:
+            raise ModelError(
+                f"{os.fsdecode(path)}: its operator {place + 1}, {item['operator']}, cannot be computed: "
+                f"{str(error).splitlines()[0]}; export it again"
+            ) from error
         for value in item["inputs"]:
             if last_use[value] == place:
                 values.pop(value, None)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,19 +74,35 @@ def test_a_sound_model_passes_however_its_logits_cancel(seed: int, tmp_path: Pat
             assert info.golden_error <= info.golden_tolerance == tolerance
 
 
-def off_by_a_percent(weights: int) -> Callable[[str, bytes], bytes]:
-    """Of an archive: the weights of one layer, by their number among the constants, which are in the order of the network."""
-
-    def change(name: str, data: bytes) -> bytes:
-        if not name.endswith(f"/constants/{weights}"):
-            return data
-        return bytes((torch.frombuffer(bytearray(data), dtype=torch.float32) * 1.01).untyped_storage())
-
-    return change
+def with_entries(path: Path, target: Path, entries: dict[str, bytes]) -> None:
+    """A copy of a frozen module with other bytes in these entries."""
+    rewrite_archive(path, lambda name, data: entries.get(name.partition("/")[2], data), target)
 
 
-def without_relu(number: int) -> Callable[[str, bytes], bytes]:
-    """Of an archive: one of the ReLUs, in both methods."""
+def off_by_a_percent(path: Path, target: Path, layer: int, *, told: bool = True) -> None:
+    """The weights of one convolution or linear layer, by its number; ``told``: the network table has their new CRC."""
+    metadata = read_metadata(path)
+    weight = [item["weight"] for item in metadata["network"]["operators"] if "weight" in item][layer]
+    with zipfile.ZipFile(path) as archive:
+        data = bytearray(archive.read(archive.namelist()[0].partition("/")[0] + "/" + weight["entry"]))
+    changed = bytes((torch.frombuffer(data, dtype=torch.float32) * 1.01).untyped_storage())
+    if told:
+        weight["crc32"] = zlib.crc32(changed)
+    with_entries(path, target, {"extra/swsl.json": json.dumps(metadata).encode(), weight["entry"]: changed})
+
+
+def table_without_relu(path: Path, target: Path, number: int) -> None:
+    metadata = read_metadata(path)
+    operators = metadata["network"]["operators"]
+    place = [at for at, item in enumerate(operators) if item["operator"] == "relu"][number]
+    (before,) = operators[place]["inputs"]
+    for item in operators[place + 1 :]:
+        item["inputs"] = [before if value == place + 1 else value for value in item["inputs"]]
+    with_entries(path, target, {"extra/swsl.json": json.dumps(metadata).encode()})
+
+
+def script_without_relu(path: Path, target: Path, number: int) -> None:
+    """In both methods."""
 
     def change(name: str, data: bytes) -> bytes:
         if not name.endswith(".py"):
@@ -94,7 +113,7 @@ def without_relu(number: int) -> Callable[[str, bytes], bytes]:
             methods[place] = methods[place][: found.start()] + found[1] + methods[place][found.end() :]
         return "  def ".join(methods).encode()
 
-    return change
+    rewrite_archive(path, change, target)
 
 
 @pytest.mark.parametrize(
@@ -106,18 +125,33 @@ def test_a_file_that_computes_something_else_is_refused(name: str, tmp_path: Pat
     export_model(model, path)
     layers = sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in model.modules())
     del model
-    faults = [off_by_a_percent(2 * (layers // 3)), without_relu(layers // 2)]
-    dtypes = dict.fromkeys(faults, tuple(golden.TOLERANCES))
-    if name == NAMES[0]:
-        faults += [*(off_by_a_percent(2 * layer) for layer in (0, layers - 2, layers - 1)), without_relu(0)]
-    for change in faults:
-        rewrite_archive(path, change, bad)
+    few = name != NAMES[0]
+    faults: list[tuple[Callable[..., None], int, bool]] = [  # and whether every dtype is tried
+        (off_by_a_percent, layers // 3, True),
+        (table_without_relu, layers // 2, True),
+        (script_without_relu, layers // 2, False),
+        *((off_by_a_percent, layer, False) for layer in (0, layers - 2, layers - 1) if not few),
+        *([(table_without_relu, 0, False)] if not few else []),
+    ]
+    for fault, place, runs in faults:
+        fault(path, bad, place)
+        way = "in TorchScript" if fault is script_without_relu else "by its network table"
         with pytest.raises(
-            ModelError, match=r"bad\.pt: its (features|logits) are .* from those recorded at export"
+            ModelError,
+            match=rf"bad\.pt: its (features|logits) are .* from those recorded at export when run {way}",
         ):
             verify(bad)
-        for dtype in dtypes.get(change, ()) if build_info()["compiled"] else ():
+        for dtype in golden.TOLERANCES if runs and build_info()["compiled"] else ():
             with pytest.raises(
                 ModelError, match=r"bad\.pt: golden check failed in float32 on cpu: features off by"
             ):
                 Runner(bad, dtype=dtype)
+
+
+def test_weights_that_the_table_does_not_know_are_refused_before_they_run(tmp_path: Path) -> None:
+    path, bad = tmp_path / "m.pt", tmp_path / "bad.pt"
+    export_model(seed_model(swsl.ResNeXt((1, 1, 1, 1), 1, 4, 2)), path, labels="ab", spec=SMALL)
+    off_by_a_percent(path, bad, 3, told=False)
+    for reader in (verify, *([Runner] if build_info()["compiled"] else [])):
+        with pytest.raises(ModelError, match=r'bad\.pt: .*operators\[\d+\]\.weight\.crc32": expected \d+'):
+            reader(bad)

@@ -162,7 +162,7 @@ class Packer {
 PackedNetwork pack(FusedNetwork network, const KernelSet& kernels, ThreadPool& threads) {
   PackedNetwork packed{&kernels, std::move(network), {}, nullptr, 0};
   std::vector<std::pair<int, const Panel*>> work;
-  std::ptrdiff_t total = 0;
+  std::ptrdiff_t total = 0, stored = 0;
   for (const Layer& layer : packed.network.layers) {
     packed.convolutions.emplace_back();
     if (layer.operation != Operation::convolution) continue;
@@ -170,7 +170,16 @@ PackedNetwork pack(FusedNetwork network, const KernelSet& kernels, ThreadPool& t
     convolution = Packer(layer, kernels, layer.input == packed.network.input).take();
     for (auto& panel : convolution.panels) panel.weights += total;
     total += convolution.bytes;
+    const auto& w = layer.window;
+    stored += std::ptrdiff_t{4} * layer.out_channels * (layer.in_channels / layer.groups) * w.kernel_height *
+              w.kernel_width;
   }
+  // Groups of a single channel are packed with fifteen zeros for each weight: a small file must not take a
+  // large one's memory.
+  if (total > 4 * stored + (std::ptrdiff_t{64} << 20))
+    throw UnsupportedNetwork("room for weights that are packed with " +
+                             std::to_string(total / std::max<std::ptrdiff_t>(stored, 1)) +
+                             " times their size");
   for (std::size_t i = 0; i < packed.convolutions.size(); ++i)
     for (const auto& panel : packed.convolutions[i].panels) work.emplace_back(static_cast<int>(i), &panel);
   packed.weight_bytes = total;

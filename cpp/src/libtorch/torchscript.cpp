@@ -306,6 +306,10 @@ class TorchScriptEngine final : public TensorEngine {
 
 std::unique_ptr<Engine> make_torchscript_engine(const FrozenModel& model, const EngineOptions& options,
                                                 const std::string& why_not) {
+  // What a narrow dtype rounds hides what may be wrong with the module: the core has checked its own way of
+  // running the file only.
+  if (options.dtype != ElementType::float32)
+    TorchScriptEngine(model, {.threads = options.threads, .max_batch = 1}, "");
   return std::make_unique<TorchScriptEngine>(model, options, why_not);
 }
 

@@ -96,8 +96,12 @@ def table_without_relu(path: Path, target: Path, number: int) -> None:
     operators = metadata["network"]["operators"]
     place = [at for at, item in enumerate(operators) if item["operator"] == "relu"][number]
     (before,) = operators[place]["inputs"]
-    for item in operators[place + 1 :]:
-        item["inputs"] = [before if value == place + 1 else value for value in item["inputs"]]
+    del operators[place]
+    numbers = [*range(place + 1), before, *range(place + 1, len(operators) + 1)]  # of the values that there were
+    for item in operators:
+        item["inputs"] = [numbers[value] for value in item["inputs"]]
+    for output in ("logits", "features"):
+        metadata["network"][output] = numbers[metadata["network"][output]]
     with_entries(path, target, {"extra/swsl.json": json.dumps(metadata).encode()})
 
 

@@ -78,7 +78,7 @@ def libtorch() -> ModuleType:
         record = libtorch_record()
         again = "; install swsl again where this torch is: pip install --no-build-isolation --force-reinstall --no-deps ."
         if "torch" not in record:
-            raise ImportError(f"swsl's LibTorch part is not there: {record['left_out']}{again}")
+            raise ImportError(f"swsl was built without {record['left_out'].rstrip()}{again}")
         if torch.__version__.split("+")[0] != record["torch"]:
             raise ImportError(
                 f"swsl's LibTorch part was built with torch {record['torch']}, but this is torch {torch.__version__}, "

@@ -104,6 +104,19 @@ def as_tensor(numbers: Any) -> Tensor:
     return torch.frombuffer(view.cast("B"), dtype=dtype).view(shape)
 
 
+def plain(batch: Tensor) -> Tensor:
+    """A tensor on the CPU whose memory holds its numbers, as the extension takes it.
+
+    Raises:
+        ValueError: it has no such memory, being sparse.
+    """
+    if batch.layout != torch.strided:
+        raise ValueError(
+            f"batch: expected a floating-point tensor N×3×height×width, got one in {batch.layout}"
+        )
+    return batch.detach().cpu().resolve_neg()
+
+
 def joined(parts: Sequence[Tensor]) -> Tensor:
     """What ``torch.cat`` makes of contiguous CPU tensors of one dtype, copied by hand: torch's operators could wait for
     threads that a fork has left behind."""

@@ -23,7 +23,17 @@ from ..prediction import Prediction, Result
 from ..preprocess import PreprocessSpec
 from .export import ModelError, made_anew
 from .feeding import MAX_WAIT, End, Feeder, is_live
-from .native import COMPILED, as_tensor, decode_other, extension, joined, libtorch, libtorch_record, prepare
+from .native import (
+    COMPILED,
+    as_tensor,
+    decode_other,
+    extension,
+    joined,
+    libtorch,
+    libtorch_record,
+    plain,
+    prepare,
+)
 
 cmake_prefix_path = str(COMPILED / "share" / "cmake")
 """For C++ programs that use the library in this package: ``cmake -DCMAKE_PREFIX_PATH=$(python -c "import
@@ -351,7 +361,7 @@ class Runner:
         """
         _check_types("a tensor", Tensor, batch=batch)
         if self.device.type == "cpu":
-            return as_tensor(self._runner.forward(_plain(batch)))
+            return as_tensor(self._runner.forward(plain(batch)))
         logits: Tensor = libtorch().forward(self._runner.capsule(), batch)
         return logits
 
@@ -365,7 +375,7 @@ class Runner:
             ValueError: a tensor of another shape or type, or more images than batch_size.
         """
         _check_types("a tensor", Tensor, batch=batch)
-        return [LayerTime(*layer) for layer in self._runner.profile(_plain(batch))]
+        return [LayerTime(*layer) for layer in self._runner.profile(plain(batch))]
 
     def _rows(self, images: Iterable[ImageSource], method: Any) -> Tensor:
         parts = []
@@ -396,15 +406,6 @@ def _pop(stream: Any, source: ImageSource) -> Result:
     predictions, row, error = stream.pop()
     tensor = None if row is None else as_tensor(row)
     return Result(source, [Prediction(*p) for p in predictions], ImageError(error) if error else None, tensor)
-
-
-def _plain(batch: Tensor) -> Tensor:
-    """A tensor whose memory on the CPU holds its numbers."""
-    if batch.layout != torch.strided:
-        raise ValueError(
-            f"batch: expected a floating-point tensor N×3×height×width, got one in {batch.layout}"
-        )
-    return batch.detach().cpu().resolve_neg()
 
 
 def _check_types(expected: str, kind: Any, **arguments: object) -> None:

@@ -21,6 +21,7 @@ import pytest
 import torch
 
 import swsl
+from swsl.deploy.golden import TOLERANCES
 from swsl.deploy.runner import Runner, build_info
 from swsl.state_dicts import read_state_dict
 from swsl.training._torchvision import import_torchvision
@@ -36,6 +37,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
 NAMES = tuple(swsl.VARIANTS)
+# What the runner computes in here, on a CPU: `pip install .` builds it without its LibTorch part.
+DTYPES = tuple(dtype for dtype in TOLERANCES if dtype != "float16" or build_info().get("torch"))
 SMALL = Architecture((1, 1, 1, 1), groups=2, width_per_group=4)
 SMALL_ARGUMENTS = ("--scratch", "--architecture", "1,1,1,1:2x4", "--input-size", "32", "--no-flip")
 
@@ -314,9 +317,30 @@ def swsl_command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "swsl", *map(str, arguments)]
 
 
-def run(*command: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, env=subprocess_environment()
+def with_descendants(pid: int) -> Iterator[int]:
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in children.read_text().split():
+            yield from with_descendants(int(child))
+    yield pid
+
+
+def run(*command: object, code: int = 0, seconds: float = 240) -> subprocess.CompletedProcess[str]:
+    """A command that ends by itself with ``code``, or the test fails; one that hangs says where."""
+    words = [str(word) for word in command]
+    process = subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=subprocess_environment(PYTHONFAULTHANDLER="1"),
     )
-    assert result.returncode == code, result.stdout + result.stderr
-    return result
+    try:
+        output, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        for pid in list(with_descendants(process.pid)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGABRT)
+        output, errors = process.communicate()
+        pytest.fail(f"{words} has not ended after {seconds} s:\n{output}{errors}")
+    assert process.returncode == code, output + errors
+    return subprocess.CompletedProcess(words, process.returncode, output, errors)

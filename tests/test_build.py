@@ -1,7 +1,9 @@
-"""Packages as pip builds them: with a compiler, without one, and used by a C++ project. Needs torch, CMake and ninja installed."""
+"""Packages as pip builds them: with torch and without, with a compiler and without, used by C++ projects, and removed again. Needs
+torch, CMake, ninja, setuptools and pybind11 installed."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,24 +19,51 @@ import swsl
 
 pytestmark = pytest.mark.slow
 
+CLASSIFY = """
+import sys, swsl
+for p in swsl.Runner(sys.argv[1], **eval(sys.argv[3])).classify([sys.argv[2]])[0]: print(f"{p.label} {p.probability:.6g}")
+"""
 
-def run(*command: object, cwd: Path, **environment: str) -> str:
-    inherited = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+
+def run(*command: object, cwd: Path, code: int = 0, **environment: str) -> str:
+    inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "CMAKE_ARGS", "SWSL_BUILD")}
     done = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
         env={**inherited, **environment},
         capture_output=True,
         text=True,
+        timeout=900,
     )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout if code == 0 else done.stderr
 
 
-def build_wheel(source: Path, folder: Path, **environment: str) -> Path:
-    run(sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", folder, source, cwd=folder, **environment)  # fmt: skip
-    (wheel,) = folder.glob("*.whl")
-    return wheel
+def make_environment(folder: Path, *, torch: bool) -> Path:
+    """The Python of a virtual environment with the packages that are here, but for swsl, and torch where there shall be none."""
+    run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
+    (site,) = folder.glob("lib/python*/site-packages")
+    hidden = ("swsl", "__editable__", *(() if torch else ("torch",)))
+    for packages in (Path(place) for place in sys.path if place.endswith("-packages")):
+        for entry in packages.iterdir():
+            if not entry.name.startswith(hidden) and not (site / entry.name).exists():
+                (site / entry.name).symlink_to(entry)
+    return folder / "bin" / "python"
+
+
+def pip(python: Path, *arguments: object, **environment: str) -> str:
+    command = (sys.executable, "-m", "pip", "--python", python, "-q", *arguments)
+    return run(*command, cwd=python.parent, **environment)
+
+
+def install(python: Path, *what: object, **environment: str) -> None:
+    pip(python, "install", "--no-build-isolation", "--no-deps", *what, **environment)
+
+
+def build_info(python: Path) -> dict[str, object]:
+    code = "import swsl.deploy.runner as r, json; print(json.dumps(r.build_info()))"
+    found: dict[str, object] = json.loads(run(python, "-c", code, cwd=python.parent))
+    return found
 
 
 def requirements(wheel: Path) -> list[str]:
@@ -49,7 +78,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The unpacked source distribution: what is missing there is missing for everybody who builds from it."""
     folder = tmp_path_factory.mktemp("sdist")
     checkout = folder / "checkout"
-    ignored = shutil.ignore_patterns("build", "dist", "*.so", "*.egg-info", ".git", "include", "lib", "share")
+    ignored = shutil.ignore_patterns("build", "dist", "*.so", "*.egg-info", ".git")
     checkout.mkdir()
     for name in ("swsl", "cpp", "tests"):
         kept = None if name == "cpp" else ignored
@@ -63,49 +92,118 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / archive.name.removesuffix(".tar.gz")
 
 
-def test_a_wheel_runs_and_serves_c_plus_plus_projects(source: Path, tmp_path: Path, photo: Path) -> None:
-    wheel = build_wheel(source, tmp_path, SWSL_BUILD="1")
-    assert requirements(wheel) == [f"Requires-Dist: torch=={torch.__version__.split('+')[0]}"]
-    site = tmp_path / "site"
-    run(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, wheel, cwd=tmp_path)
-
-    model = tmp_path / "model.pt"
-    labels = [f"class {i}" for i in range(10)]
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "model.pt"
     network = seed_model(swsl.ResNeXt((1, 1, 1, 1), groups=4, width_per_group=4, num_classes=10))
-    swsl.export_model(network, model, spec=swsl.PreprocessSpec(input_size=(64, 64)), labels=labels)
-    code = (
-        "import sys, swsl\n"
-        "for p in swsl.Runner(sys.argv[1]).classify([sys.argv[2]])[0]: print(f'{p.label} {p.probability:.6g}')\n"
-        "print(swsl.cmake_prefix_path)\n"
-    )
-    *python, prefix = run(
-        sys.executable, "-c", code, model, photo, cwd=tmp_path, PYTHONPATH=str(site)
-    ).splitlines()
-    assert Path(prefix).is_relative_to(site)
+    labels = [f"class {i}" for i in range(10)]
+    swsl.export_model(network, path, spec=swsl.PreprocessSpec(input_size=(64, 64)), labels=labels)
+    return path
 
-    build = tmp_path / "build"
-    run("cmake", "-S", ROOT / "cpp" / "tests" / "outside", "-B", build, "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefix}",
-        f"-DPython_EXECUTABLE={sys.executable}", cwd=tmp_path)  # fmt: skip
+
+def assert_same(ours: str, theirs: str, tolerance: float = 1e-4) -> None:
+    """Of predictions, a line each."""
+    a, b = ([line.rsplit(" ", 1) for line in text.splitlines()] for text in (ours, theirs))
+    assert [label for label, _ in a] == [label for label, _ in b]
+    assert [float(p) for _, p in a] == pytest.approx([float(p) for _, p in b], rel=tolerance)
+
+
+def predictions_of_project(name: str, python: Path, tmp_path: Path, *arguments: object) -> str:
+    """What the program of a C++ project prints, built with the package that is installed for ``python``."""
+    prefix = run(python, "-c", "import swsl; print(swsl.cmake_prefix_path)", cwd=tmp_path).strip()
+    assert Path(prefix).is_relative_to(python.parents[1])
+    build = tmp_path / f"build-{name}"
+    run("cmake", "-S", ROOT / "cpp" / "tests" / "outside" / name, "-B", build, "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefix}",
+        f"-DPython_EXECUTABLE={python}", cwd=tmp_path)  # fmt: skip
     run("cmake", "--build", build, "--target", "app", cwd=tmp_path)
-    from_cpp = run(build / "app", model, photo, cwd=tmp_path).splitlines()
-    assert [line.rsplit(" ", 1)[0] for line in from_cpp] == [line.rsplit(" ", 1)[0] for line in python]
-    for ours, theirs in zip(from_cpp, python, strict=True):
-        assert float(ours.split()[-1]) == pytest.approx(float(theirs.split()[-1]), rel=1e-4)
+    return run(build / "app", *arguments, cwd=tmp_path)
+
+
+def test_a_wheel_is_built_without_torch_and_runs_with_any(
+    source: Path, model: Path, tmp_path: Path, photo: Path
+) -> None:
+    bare = make_environment(tmp_path / "bare", torch=False)
+    pip(bare, "wheel", "--no-build-isolation", "--no-deps", "-w", tmp_path, source, SWSL_BUILD="1")
+    (wheel,) = tmp_path.glob("*.whl")
+    assert requirements(wheel) == ["Requires-Dist: torch>=2.8"]
+    with zipfile.ZipFile(wheel) as archive:
+        assert not [name for name in archive.namelist() if "torch" in name and name.endswith(".so")]
+    install(bare, wheel)
+    python = make_environment(tmp_path / "other", torch=True)
+    install(python, wheel)
+    info = build_info(python)
+    assert (info["compiled"], info["torch"]) == (True, "")
+    assert str(info["left_out"]).startswith("the LibTorch part: no torch to build it with")
+    predicted = run(python, "-c", CLASSIFY, model, photo, {}, cwd=tmp_path)
+    assert_same(predictions_of_project("core", python, tmp_path, model, photo), predicted)
+    refused = run(python, "-c", CLASSIFY, model, photo, {"dtype": "float16"}, cwd=tmp_path, code=1)
+    assert "install swsl again where this torch is: pip install --no-build-isolation" in refused
+
+
+def test_a_libtorch_part_that_cannot_be_built_is_left_out_until_it_can(
+    source: Path, model: Path, tmp_path: Path, photo: Path
+) -> None:
+    python = make_environment(tmp_path / "environment", torch=True)
+    install(python, source, CMAKE_ARGS=f"-DSWSL_TORCH_PREFIX={tmp_path}/nowhere")
+    info = build_info(python)
+    assert (info["compiled"], info["torch"]) == (True, "")
+    assert str(info["left_out"]).startswith("the LibTorch part: cmake ")
+    assert f'no LibTorch found (SWSL_TORCH_PREFIX is "{tmp_path}/nowhere")' in " ".join(
+        str(info["left_out"]).split()
+    )
+    predicted = run(python, "-c", CLASSIFY, model, photo, {}, cwd=tmp_path)
+
+    install(
+        python, "--force-reinstall", source, SWSL_BUILD="1"
+    )  # which what CMAKE_ARGS said has not outlived
+    info = build_info(python)
+    assert (info["torch"], info["left_out"]) == (torch.__version__.split("+")[0], "")
+    half = run(python, "-c", CLASSIFY, model, photo, {"dtype": "float16"}, cwd=tmp_path)
+    assert_same(half, predicted, 0.1)
+    assert_same(predictions_of_project("libtorch", python, tmp_path, model, photo), predicted)
+
+
+def files_below(*folders: Path) -> set[Path]:
+    kept = {".pyc", ".egg-info"}  # what Python and setuptools write, whatever the package
+    found = {path for folder in folders for path in folder.rglob("*") if path.suffix not in kept}
+    return {path for path in found if not {"build", "__pycache__"} & {*path.parts}}
+
+
+@pytest.mark.parametrize("editable", [True, False])
+def test_nothing_is_left_of_an_installation(
+    editable: bool, source: Path, model: Path, tmp_path: Path, photo: Path
+) -> None:
+    python = make_environment(tmp_path / "environment", torch=True)
+    folders = (source / "swsl", *(tmp_path / "environment").glob("lib/python*/site-packages"))
+    before = files_below(*folders)
+    install(python, *(["-e"] if editable else []), source, SWSL_BUILD="1")
+    assert "float16" in run(
+        python, "-c", "import swsl, sys; print(swsl.Runner(sys.argv[1], dtype='float16').info)", model, cwd=tmp_path
+    )  # fmt: skip
+    package = run(python, "-c", "import swsl; print(swsl.__file__)", cwd=tmp_path).strip()
+    assert (Path(package).parents[1] == source) == editable
+    assert files_below(*folders) > before
+    pip(python, "uninstall", "-y", "swsl")
+    assert files_below(*folders) == before
 
 
 def test_without_a_compiler_the_package_installs_and_says_why(source: Path, tmp_path: Path) -> None:
     copy = tmp_path / "source"
-    shutil.copytree(source, copy)
-    wheel = build_wheel(copy, tmp_path, CXX=str(tmp_path / "no-compiler"), SWSL_BUILD="")
-    assert requirements(wheel) == ["Requires-Dist: torch>=2.8"]
-    site = tmp_path / "site"
-    run(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, wheel, cwd=tmp_path)
+    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("build"))
+    python = make_environment(tmp_path / "environment", torch=True)
+    install(python, copy, CXX=str(tmp_path / "no-compiler"))
     code = (
         "import swsl\n"
         "swsl.create_model('swsl_resnext50_32x4d', pretrained=False)\n"
         "try: swsl.Runner('model.pt')\n"
         "except ImportError as error: print(error)\n"
     )
-    message = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(site))
+    message = run(python, "-c", code, cwd=tmp_path)
     assert "could not be compiled on installation" in message
     assert "no-compiler" in message
+
+
+def test_an_old_setuptools_is_refused_before_anything_is_compiled(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "setuptools.py").write_text("__version__ = '76.1.0'\n")
+    message = run(sys.executable, "setup.py", "build", cwd=source, code=1, PYTHONPATH=str(tmp_path))
+    assert "setuptools 77 or later expected, found 76.1.0: pip install -U setuptools" in message

@@ -303,7 +303,7 @@ def _reported(
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from ..deploy.runner import Runner, decode_image
+    from ..deploy.runner import Runner, build_info, decode_image
     from ..evaluation.picture import draw_prediction
     from ..image import load_image
     from ..prediction import top_predictions
@@ -338,6 +338,8 @@ def _demo(arguments: argparse.Namespace) -> int:
 
     photo = load_image(DEMO_PHOTO)
     print(f"{arguments.runner or arguments.model}, {licence}, engine: {runner}")
+    if left_out := build_info().get("left_out"):
+        print(f"the compiled runner was built without {left_out.splitlines()[0].rstrip(':')}")
     print(f"{DEMO_PHOTO.name}, {photo.width}×{photo.height}: a photograph by Stefan van der Walt, CC0")
     for prediction in predictions:
         print(f"  {prediction.probability:8.2%}  {prediction.label}")

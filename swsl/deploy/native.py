@@ -78,7 +78,7 @@ def libtorch() -> ModuleType:
         record = libtorch_record()
         again = "; install swsl again where this torch is: pip install --no-build-isolation --force-reinstall --no-deps ."
         if "torch" not in record:
-            raise ImportError(f"swsl's LibTorch part is not there: {record['left_out']}{again}")
+            raise ImportError(f"swsl was built without {record['left_out'].rstrip()}{again}")
         if torch.__version__.split("+")[0] != record["torch"]:
             raise ImportError(
                 f"swsl's LibTorch part was built with torch {record['torch']}, but this is torch {torch.__version__}, "
@@ -102,6 +102,19 @@ def as_tensor(numbers: Any) -> Tensor:
     if not view.nbytes:
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(view.cast("B"), dtype=dtype).view(shape)
+
+
+def plain(batch: Tensor) -> Tensor:
+    """A tensor on the CPU whose memory holds its numbers, as the extension takes it.
+
+    Raises:
+        ValueError: it has no such memory, being sparse.
+    """
+    if batch.layout != torch.strided:
+        raise ValueError(
+            f"batch: expected a floating-point tensor N×3×height×width, got one in {batch.layout}"
+        )
+    return batch.detach().cpu().resolve_neg()
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:

@@ -23,7 +23,17 @@ from ..prediction import Prediction, Result
 from ..preprocess import PreprocessSpec
 from .export import ModelError, made_anew
 from .feeding import MAX_WAIT, End, Feeder, is_live
-from .native import COMPILED, as_tensor, decode_other, extension, joined, libtorch, libtorch_record, prepare
+from .native import (
+    COMPILED,
+    as_tensor,
+    decode_other,
+    extension,
+    joined,
+    libtorch,
+    libtorch_record,
+    plain,
+    prepare,
+)
 
 cmake_prefix_path = str(COMPILED / "share" / "cmake")
 """For C++ programs that use the library in this package: ``cmake -DCMAKE_PREFIX_PATH=$(python -c "import
@@ -351,7 +361,7 @@ class Runner:
         """
         _check_types("a tensor", Tensor, batch=batch)
         if self.device.type == "cpu":
-            return as_tensor(self._runner.forward(batch.detach().cpu()))
+            return as_tensor(self._runner.forward(plain(batch)))
         logits: Tensor = libtorch().forward(self._runner.capsule(), batch)
         return logits
 
@@ -365,7 +375,7 @@ class Runner:
             ValueError: a tensor of another shape or type, or more images than batch_size.
         """
         _check_types("a tensor", Tensor, batch=batch)
-        return [LayerTime(*layer) for layer in self._runner.profile(batch.detach().cpu())]
+        return [LayerTime(*layer) for layer in self._runner.profile(plain(batch))]
 
     def _rows(self, images: Iterable[ImageSource], method: Any) -> Tensor:
         parts = []

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..deploy.eager import pick_device
 
@@ -24,6 +25,7 @@ class Processes:
     rank: int
     world: int
     device: torch.device
+    _wrappers: list[DistributedDataParallel] = field(default_factory=list, compare=False)
 
     @property
     def first(self) -> bool:
@@ -36,6 +38,19 @@ class Processes:
             dist.all_reduce(on_device)
             tensor.copy_(on_device)
         return tensor
+
+    def wrap(self, model: nn.Module) -> DistributedDataParallel:
+        """A model whose gradients are every process's mean, until the processes part."""
+        wrapper = DistributedDataParallel(model)
+        self._wrappers.append(wrapper)
+        return wrapper
+
+    def part(self) -> None:
+        """Leave the others. The group's destructor waits for gloo's threads, and these may wait for the GIL: Python's own reference
+        releases it, and so has to be the last. A wrapper's would be, where a variable or a traceback still holds it."""
+        for wrapper in self._wrappers:
+            vars(wrapper).clear()
+        dist.destroy_process_group()
 
     def share(self, tensor: Tensor) -> None:
         """Overwrite every process's ``tensor``, on its device, with the first one's."""
@@ -78,7 +93,8 @@ def joined(device: str = "auto") -> Iterator[Processes]:
         torch.cuda.set_device(local)
     place = torch.device("cuda", local) if cuda else torch.device("cpu")
     dist.init_process_group("nccl" if cuda else "gloo", device_id=place if cuda else None)
+    processes = Processes(dist.get_rank(), world, place)
     try:
-        yield Processes(dist.get_rank(), world, place)
+        yield processes
     finally:
-        dist.destroy_process_group()
+        processes.part()

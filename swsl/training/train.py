@@ -129,7 +129,7 @@ class _Run:
             wrapped = self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[assignment]
         self.parallel: nn.parallel.DistributedDataParallel | None = None
         if self.processes.world > 1:
-            wrapped = self.parallel = nn.parallel.DistributedDataParallel(wrapped)
+            wrapped = self.parallel = self.processes.wrap(wrapped)
         self.forward = torch.compile(wrapped) if options.compile else wrapped
 
         counts = torch.bincount(torch.tensor(self.train.targets)).float()

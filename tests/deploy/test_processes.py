@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import seed_model, subprocess_environment
+from conftest import DTYPES, seed_model, subprocess_environment
 
 import swsl
 from swsl.deploy.eager import EagerRunner
@@ -94,7 +94,11 @@ def use_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "dtype", ["float32", "float16", *(pytest.param(d, marks=pytest.mark.slow) for d in ("bfloat16", "auto"))]
+    "dtype",
+    [
+        *sorted({"float32", "float16"} & {*DTYPES}),
+        *(pytest.param(d, marks=pytest.mark.slow) for d in ("bfloat16", "auto")),
+    ],
 )
 def test_a_forked_child_makes_and_uses_a_runner(
     path: Path, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -146,7 +150,7 @@ def test_what_a_child_has_of_its_parents_ends_with_it(path: Path) -> None:
         "import gc, itertools, os, sys, time, numpy, swsl\n"
         "from swsl.deploy.runner import Runner\n"
         "children = []\n"
-        "for dtype in ('float32', 'float16'):\n"
+        "for dtype in sys.argv[2:]:\n"
         "    runner = Runner(sys.argv[1], dtype=dtype, cores=3)\n"
         "    stream = runner.stream(itertools.repeat(numpy.zeros((80, 80, 3), numpy.uint8)))\n"
         "    next(stream), runner.logits([numpy.zeros((80, 80, 3), numpy.uint8)])\n"
@@ -175,11 +179,12 @@ def test_what_a_child_has_of_its_parents_ends_with_it(path: Path) -> None:
         "for child in children: os.kill(child, 9)\n"
         "print(codes)\n"
     )
-    command = [sys.executable, "-c", program, str(path)]
+    dtypes = [dtype for dtype in DTYPES if dtype != "bfloat16"]
+    command = [sys.executable, "-c", program, str(path), *dtypes]
     done = subprocess.run(
         command, env=subprocess_environment(), timeout=_SECONDS, capture_output=True, text=True
     )
-    assert done.stdout == "[7, 7, 7, 7, 7, 7]\n", done.stdout + done.stderr
+    assert done.stdout == f"{[7] * (3 * len(dtypes))}\n", done.stdout + done.stderr
 
 
 def test_a_child_of_a_child(path: Path) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import shutil
 import sys
 import threading
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import NAMES, seed_model, seeded_model
+from conftest import DTYPES, NAMES, run, seed_model, seeded_model
 from PIL import Image
 
 import swsl
@@ -148,7 +150,7 @@ def test_eager_frozen_and_compiled_agree(name: str, tmp_path: Path, photo: Path)
     assert output_error(model, batch[:1], **both) <= TOLERANCES["float32"]
     assert [p.index for p in runner.classify([photo])[0]] == best
     del runner
-    for dtype in ("bfloat16", "float16"):
+    for dtype in DTYPES[1:]:
         runner = Runner(path, dtype=dtype)
         error = output_error(model, batch, logits=runner.forward(batch))
         assert max(error, runner.info.golden_error) <= TOLERANCES[dtype]
@@ -235,7 +237,7 @@ def test_faulty_arguments_are_named(runner: Runner, path: Path, photo: Path, tmp
             Runner(path, nvjpeg=True, **options)
     with pytest.raises(ModelError, match=r"nothing\.pt: no such file"):
         Runner(tmp_path / "nothing.pt")
-    with pytest.raises(ModelError, match="not a TorchScript archive"):
+    with pytest.raises(ModelError, match="no frozen module, or damaged"):
         Runner(photo)
 
 
@@ -248,7 +250,8 @@ def test_it_says_what_it_is(runner: Runner, path: Path) -> None:
     assert repr(runner).endswith(") on cpu")
     assert Runner(path, dtype="bfloat16", threads=1).info[2:4] == ("bfloat16", 1)
     built = build_info()
-    assert built["torch"] == torch.__version__.split("+")[0]
+    assert built["torch"] in (torch.__version__.split("+")[0], "")
+    assert built["left_out"] or built["torch"]
     assert built["swsl"] == swsl.__version__
     assert built["jpeg"] in ("libjpeg", "Pillow")
     assert built["cuda"] >= built["cuda_kernels"] >= built["nvjpeg"]
@@ -269,8 +272,8 @@ def test_a_gpu_that_is_not_there(path: Path) -> None:
 
 def test_cuda_libraries_that_are_linked_are_loaded() -> None:
     # A linker that is told nothing else drops libraries of which no symbol is needed; no CUDA device would be found then.
-    (library,) = (native.PACKAGE / "lib").glob("libswsl.so")
-    assert (b"libtorch_cuda.so" in library.read_bytes()) == build_info()["cuda"]
+    for library in (native.COMPILED / "lib").glob("libswsl_torch.so"):
+        assert (b"libtorch_cuda.so" in library.read_bytes()) == build_info()["cuda"]
 
 
 def test_decode_image_equals_pillow(photo: Path) -> None:
@@ -326,39 +329,115 @@ def test_other_python_threads_run_meanwhile(runner: Runner) -> None:
     assert after - before >= 10  # with the GIL held it could not be more than 1 or 2
 
 
-def test_a_batch_may_need_gradients(runner: Runner) -> None:
-    batch = torch.zeros(1, 3, 64, 64, requires_grad=True)
-    assert not runner.forward(batch).requires_grad
+def test_batches_of_every_float_type_and_layout(runner: Runner) -> None:
+    batch = golden_input((6, 3, 64, 64))
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        own = batch.to(dtype)
+        expected = runner.forward(own.float())
+        for same in (
+            own,
+            own.to(memory_format=torch.channels_last),
+            own.transpose(2, 3).contiguous().transpose(2, 3),
+            own.repeat_interleave(2, dim=0)[::2],
+            own.clone().requires_grad_(),
+            torch._neg_view(-own),
+        ):
+            logits = runner.forward(same)
+            assert torch.equal(logits, expected)
+            assert (logits.dtype, logits.requires_grad) == (torch.float32, False)
+    one = batch[:1]
+    assert torch.equal(runner.forward(one.expand(3, -1, -1, -1)), runner.forward(one).expand(3, -1))
+    assert runner.forward(batch[:0]).shape == (0, 10)
+    for wrong in (batch.int(), batch[:, :2], batch.to_sparse()):
+        with pytest.raises(
+            ValueError, match="batch: expected a floating-point tensor N×3×height×width, got "
+        ):
+            runner.forward(wrong)
 
 
-def without_extension(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "swsl._C")
+def without_extension(monkeypatch: pytest.MonkeyPatch, compiled: Path) -> None:
+    """As if what setup.py builds were this folder."""
+    monkeypatch.setitem(sys.modules, "swsl._C", None)
     monkeypatch.delattr(swsl, "_C", raising=False)
+    monkeypatch.setattr(native, "COMPILED", compiled)
 
 
-def test_an_extension_of_another_torch_is_refused_before_it_is_loaded(monkeypatch, tmp_path: Path) -> None:
-    without_extension(monkeypatch)
-    record = tmp_path / "_build.json"
-    monkeypatch.setattr(native, "_BUILD_RECORD", record)
-    record.write_text(json.dumps({"torch": "2.8.1", "cuda": False}))
-    with pytest.raises(ImportError, match=r"built with torch 2\.8\.1, but this is torch"):
+def test_the_reason_of_a_failed_build_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    without_extension(monkeypatch, tmp_path)
+    (tmp_path / "_C.pyi").touch()
+    with pytest.raises(ImportError, match=r"has not been installed \(pip install \.\)"):
         Runner("model.pt")
-    assert "swsl._C" not in sys.modules
-    assert not build_info()["compiled"]
-    monkeypatch.setattr(torch.version, "cuda", None)
-    record.write_text(json.dumps({"torch": torch.__version__.split("+")[0], "cuda": True}))
-    with pytest.raises(ImportError, match="a CPU build without the libraries it is linked to"):
-        Runner("model.pt")
-
-
-def test_the_reason_of_a_failed_build_is_shown(monkeypatch, tmp_path: Path) -> None:
-    without_extension(monkeypatch)
-    monkeypatch.setattr(native, "_BUILD_RECORD", tmp_path / "_build.json")
-    with pytest.raises(ImportError, match=r"pip install \."):
-        Runner("model.pt")
-    failure = tmp_path / "_build_failure.txt"
-    failure.write_text("no compiler anywhere")
-    monkeypatch.setattr(native, "_BUILD_FAILURE", failure)
+    (tmp_path / "_build_failure.txt").write_text("no compiler anywhere")
     with pytest.raises(ImportError, match="could not be compiled on installation:\nno compiler anywhere"):
         Runner("model.pt")
     assert "no compiler anywhere" in build_info()["reason"]
+
+
+WITHOUT_LIBTORCH = """
+import sys, torch
+from pathlib import Path
+from swsl.deploy import native
+from swsl.deploy.runner import Runner
+
+path, folder = sys.argv[1:]
+native.COMPILED = Path(folder)
+torch.version.cuda = None
+batch = torch.zeros(1, 3, 64, 64)
+for dtype in ("float32", "bfloat16", "auto"):
+    assert Runner(path, dtype=dtype).forward(batch).isfinite().all()
+assert "device auto: no CUDA device is here" in Runner(path, device="auto").info.reason
+for options in ({"dtype": "float16"}, {"device": "cuda"}, {"device": "cuda:1"}):
+    try:
+        Runner(path, **options)
+    except ImportError as error:
+        print(error)
+assert "swsl._libtorch" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize(
+    ("record", "why"),
+    [
+        (
+            {"left_out": "the LibTorch part: no luck"},
+            "swsl was built without the LibTorch part: no luck",
+        ),
+        ({"torch": "2.8.1", "cuda": False}, "was built with torch 2.8.1, but this is torch"),
+        (
+            {"torch": torch.__version__.split("+")[0], "cuda": True},
+            "a CPU build without the libraries it is linked to",
+        ),
+    ],
+)
+def test_without_a_libtorch_part_for_this_torch_the_core_runs(
+    record: dict[str, object], why: str, path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "_libtorch.json").write_text(json.dumps(record))
+    printed = run(sys.executable, "-c", WITHOUT_LIBTORCH, path, tmp_path).stdout.splitlines()
+    for line, wish in zip(
+        printed, ("float32 and bfloat16 only", 'device "cuda"', 'device "cuda:1"'), strict=True
+    ):
+        assert wish in line
+        assert why in line
+        assert line.endswith("pip install --no-build-isolation --force-reinstall --no-deps .")
+
+
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="no readelf")
+def test_the_core_is_linked_to_no_torch_and_no_openmp() -> None:
+    (binding,) = native.COMPILED.glob("_C*.so")
+    for library in (binding, native.COMPILED / "lib" / "libswsl.so"):
+        needed = re.findall(r"\(NEEDED\).*\[(.*)\]", run("readelf", "-d", library).stdout)
+        assert any(name.startswith("libc.so") for name in needed)
+        assert not [name for name in needed if re.search("torch|c10|omp|python", name)]
+
+
+def test_the_extension_itself_needs_no_torch() -> None:
+    (binding,) = native.COMPILED.glob("_C*.so")
+    code = (
+        "import importlib.util, sys\n"
+        "spec = importlib.util.spec_from_file_location('_C', sys.argv[1])\n"
+        "module = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "print(memoryview(module.golden_input([1, 3, 2, 2])).shape, 'torch' in sys.modules)\n"
+    )
+    assert run(sys.executable, "-c", code, binding).stdout == "(1, 3, 2, 2) False\n"

@@ -19,7 +19,7 @@ from swsl.training.recipe import TrainOptions
 from swsl.training.train import _Run
 
 JOINT_GRADIENT = """
-import sys
+import sys, weakref
 from dataclasses import replace
 from pathlib import Path
 import torch
@@ -43,6 +43,8 @@ with joined("cpu") as processes:
     run._train_step(parts, 0)
     if processes.first:
         torch.save({name: p.grad for name, p in run.model.named_parameters()}, Path(output, "gradients.pt"))
+    reducer = weakref.ref(run.parallel.reducer) if run.parallel else lambda: None
+assert reducer() is None  # which holds the process group; run is still here
 """
 
 

@@ -1,6 +1,7 @@
 // Every kernel, packing and layout of the CPU engine against the nested loops of reference.cpp, over random
 // shapes.
 #include <cmath>
+#include <cstring>
 #include <random>
 
 #include "check.h"
@@ -86,7 +87,8 @@ void check_network(const Network& network, const KernelSet& kernels, int batch, 
   const PackedNetwork packed = pack(fuse(network), kernels, threads);
   Plan plan(packed, batch, height, width, thread_count);
   CHECK_EQ(plan.output_channels(), expected.channels);
-  Arena arena;
+  Arena arena{allocate(plan.arena_bytes()), plan.arena_bytes(), nullptr};
+  std::memset(arena.memory.get(), 0xff, arena.bytes);  // NaN, in both types
   std::vector<float> actual(expected.values.size(), std::nanf(""));
   for (int run = 0; run < 2; ++run) {  // the second finds the arena used
     plan.run(input.values.data(), actual.data(), arena, threads);

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
-#include <map>
-#include <tuple>
 
 #include "engine/plan/step.h"
 #include "threads/thread_pool.h"
@@ -127,8 +125,9 @@ void Plan::lay_out(int threads) {
   queues_ = std::vector<Queue>(tasks_.size() * threads);
 }
 
-// Every plane gets its place in the arena: planes that are never needed at the same time may share one.
-// Padded planes share only with planes of the same geometry, so that their borders stay zero.
+// Every plane gets its place in the arena: planes that are never needed at the same time share one, and a sum
+// may take the place of what is added, which each of its elements is the last to read. The border of a plane
+// that shares its place is cleared by the layer that makes the plane; others' borders stay zero.
 void Plan::place_planes() {
   const auto& layers = network_.network.layers;
   const KernelSet& kernels = *network_.kernels;
@@ -179,8 +178,13 @@ void Plan::place_planes() {
     plane.bytes = plane.block_step * plane.blocks;
   }
 
+  const auto takes_place_of = [&](const Plane& sum, const Plane& added) {
+    const Layer& layer = layers[sum.first];
+    return !sum.whole_batch && !added.whole_batch && layer.residual >= 0 &&
+           &planes_[layer.residual] == &added && layer.input != layer.residual && added.last == sum.first &&
+           sum.pad == 0 && added.pad == 0 && sum.floats == added.floats;
+  };
   struct Room {
-    std::tuple<int, int, int, int, int> geometry;
     std::size_t bytes = 0, offset = 0;
     std::vector<int> values;
   };
@@ -191,25 +195,29 @@ void Plan::place_planes() {
   std::sort(order.begin(), order.end(), [&](int a, int b) { return planes_[a].bytes > planes_[b].bytes; });
   for (int value : order) {
     const Plane& plane = planes_[value];
-    const auto geometry = plane.pad > 0
-                              ? std::tuple{plane.blocks, plane.images, plane.height, plane.width, plane.pad}
-                              : std::tuple{0, 0, 0, 0, 0};
     const auto fits = [&](const Room& room) {
-      return room.geometry == geometry && std::all_of(room.values.begin(), room.values.end(), [&](int other) {
-               return planes_[other].last < plane.first || planes_[other].first > plane.last;
-             });
+      return std::all_of(room.values.begin(), room.values.end(), [&](int other) {
+        const Plane& there = planes_[other];
+        // The batch's own plane has a border of another kind.
+        if (plane.blocks == 0 || there.blocks == 0) return false;
+        return there.last < plane.first || there.first > plane.last || takes_place_of(plane, there) ||
+               takes_place_of(there, plane);
+      });
     };
     auto room = std::find_if(rooms.begin(), rooms.end(), fits);
     if (room == rooms.end()) {
-      room = rooms.insert(rooms.end(), Room{geometry, plane.bytes, round_up(arena_bytes_, 4096), {}});
+      room = rooms.insert(rooms.end(), Room{plane.bytes, round_up(arena_bytes_, 4096), {}});
       arena_bytes_ = room->offset + plane.bytes;
     }
     room->values.push_back(value);
     planes_[value].offset = room->offset;
   }
+  for (const Room& room : rooms)
+    for (int value : room.values) planes_[value].shares = room.values.size() > 1;
 }
 
-// Borders of padded planes are zeros that nothing overwrites until another plan has had the arena.
+// Borders of padded planes that share no place are zeros that nothing overwrites until another plan has had
+// the arena.
 void Plan::prepare(Arena& arena) {
   if (arena.bytes < arena_bytes_) {
     arena = {};
@@ -218,7 +226,7 @@ void Plan::prepare(Arena& arena) {
   arena_ = arena.memory.get();
   if (arena.prepared_for == this) return;
   for (const Plane& plane : planes_)
-    if (plane.pad > 0) std::memset(arena_ + plane.offset, 0, plane.bytes);
+    if (plane.pad > 0 && !plane.shares) std::memset(arena_ + plane.offset, 0, plane.bytes);
   arena.prepared_for = this;
 }
 
@@ -305,7 +313,26 @@ void Plan::read(int value, float* to) const {
     }
 }
 
+// This chunk's share of the border of what the step makes: nobody reads it before all chunks are done.
+void Plan::clear_border(const Step& step, int image, int chunk) const {
+  const Plane& plane = planes_[network_.network.layers[step.layer].output];
+  if (plane.pad == 0 || !plane.shares) return;
+  const int parts = plane.blocks * step.images;
+  const std::ptrdiff_t side = 2 * plane.pad * line_bytes;
+  for (int part = parts * chunk / step.chunks; part < parts * (chunk + 1) / step.chunks; ++part) {
+    char* corner = at(plane, image) - plane.interior() + part / step.images * plane.block_step +
+                   part % step.images * plane.image_step;
+    // The right border of a row and the left one of the next lie side by side.
+    std::memset(corner, 0, plane.pad * plane.pitch + side / 2);
+    for (int y = 0; y + 1 < plane.height; ++y)
+      std::memset(corner + (plane.pad + y + 1) * plane.pitch - side / 2, 0, side);
+    char* last = corner + (plane.pad + plane.height) * plane.pitch - side / 2;
+    std::memset(last, 0, plane.pad * plane.pitch + side / 2);
+  }
+}
+
 void Plan::run_chunk(const Step& step, const Task& task, int chunk, const float* input) const {
+  if (step.layer >= 0) clear_border(step, task.image, chunk);
   switch (step.kind) {
     case Step::Kind::interleave: return run_interleave(step, task.image, chunk, input);
     case Step::Kind::tiles: return run_tiles(step, task.image, chunk);

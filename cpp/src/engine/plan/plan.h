@@ -32,6 +32,7 @@ struct Plane {
   int blocks = 0;
   std::ptrdiff_t column_bytes = line_bytes, pitch = 0, image_step = 0, block_step = 0;
   std::size_t bytes = 0, offset = 0;
+  bool shares = false;  // its place with other planes
 
   std::ptrdiff_t interior() const { return pad * (pitch + column_bytes); }
 };
@@ -84,6 +85,7 @@ class Plan {
   void build_convolution(Step& step, int images, int threads);
   void prepare(Arena& arena);
   void execute(int last_layer, const float* input, ThreadPool& threads, std::vector<LayerTime>* times);
+  void clear_border(const Step& step, int image, int chunk) const;
   void run_chunk(const Step& step, const Task& task, int chunk, const float* input) const;
   void run_tiles(const Step& step, int image, int chunk) const;
   void run_grouped_rows(const Step& step, int image, int chunk) const;

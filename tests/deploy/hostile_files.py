@@ -53,15 +53,16 @@ class Item:
     local_method: int | None = None
     local_signature: bytes = b"PK\3\4"
     padding: int = 0
+    hidden: bool = False  # in the directory alone
 
 
 Items = list[Item]
 
 
-def pack(items: Items, *, zip64: dict[int, int] | None = None, **end: int) -> bytes:
-    """A zip file of them. ``zip64``: with the record for large files, whose fields of these numbers are moved by so much;
+def pack(items: Items, *, zip64: dict[int, int] | None = None, front: bytes = b"", **end: int) -> bytes:
+    """A zip file of them. ``front``: before it, with offsets that count it; ``zip64``: with the record for large files, whose fields of these numbers are moved by so much;
     ``end``: by how much fields of the last record are."""
-    body, directory = bytearray(), bytearray()
+    body, directory = bytearray(front), bytearray()
     for item in items:
         crc = zlib.crc32(item.data) if item.crc is None else item.crc
         data = item.data
@@ -75,8 +76,9 @@ def pack(items: Items, *, zip64: dict[int, int] | None = None, **end: int) -> by
         method = item.method if item.local_method is None else item.local_method
         sizes = struct.pack("<III", crc, packed, size)
         head = struct.pack("<HHHHH", 20, item.flags, method, 0, 0)
-        body += item.local_signature + head + sizes + struct.pack("<HH", len(own), item.padding) + own
-        body += bytes(item.padding) + data
+        if not item.hidden:
+            body += item.local_signature + head + sizes + struct.pack("<HH", len(own), item.padding) + own
+            body += bytes(item.padding) + data
         head = struct.pack("<HHHHHH", 20, 20, item.flags, item.method, 0, 0)
         directory += b"PK\1\2" + head + sizes
         directory += struct.pack("<HHHHHII", len(item.name), 0, 0, 0, 0, 0, offset) + item.name
@@ -129,9 +131,8 @@ def small_file(path: Path) -> tuple[Items, dict[str, Any]]:
     golden["features"], golden["logits"] = features[0].tolist(), logits[0].tolist()
     golden["weight_norms"], golden["biases"] = classifier_sizes(model)
     metadata["network"] = {"operators": operators, "logits": 6, "features": 5}
-    items = [Item(b"m/code/model.py", b"pass\n" * 1000, method=8)]
-    items += [Item(b"m/" + name.encode(), data) for name, data in contents.items()]
-    return items, metadata
+    items = [Item(b"m/" + name.encode(), data) for name, data in contents.items()]
+    return [*items, Item(b"m/code/model.py", b"pass\n" * 1000, method=8)], metadata
 
 
 def _raw(archive: Archive, name: str) -> memoryview:
@@ -299,6 +300,7 @@ def _texts(items: Items, metadata: dict[str, Any]) -> Iterator[Case]:
         "a key twice": (lambda: text[:-1] + b',"format":3}', False),
         "a key twice, deep": (lambda: text.replace(b'"swsl":', b'"swsl":"1","swsl":'), False),
         "unknown preprocessing": (lambda: text.replace(b'"crop_pct":', b'"pad":1,"crop_pct":'), False),
+        "NaN in an unknown key": (lambda: text[:-1] + b',"more":NaN}', False),
         "an unknown key": (lambda: text[:-1] + b',"more":{"a":[1]}}', True),
         "spaces": (lambda: text + b" " * 1000, True),
         "a label of a megabyte": (lambda: text.replace(b'"one"', b'"%s"' % (b"x" * (1 << 20))), True),
@@ -386,6 +388,8 @@ def _archives(items: Items, metadata: dict[str, Any]) -> Iterator[Case]:
         made[f"{what}: no header"] = changed(at, local_signature=b"PK\1\2")
         for offset in (1, 10**6, 10**9, 0xFFFFFFFF, 0xFFFFFFE0):
             made[f"{what}: at {offset}"] = changed(at, offset=offset)
+    made["an entry inside another"] = _nested(sound)
+    made["an entry that ends in the directory"] = plus(Item(b"m/x", b"x", size=9, packed=9))
     made["weights: at another entry"] = changed(weight_at, offset=0)
     made["swsl.json: emptied"] = changed(json_at, data=b"")
     made["without swsl.json"] = sound[1:]
@@ -418,6 +422,13 @@ def _archives(items: Items, metadata: dict[str, Any]) -> Iterator[Case]:
         return pack([with_json(items, told)[0], *changed(weight_at, data=other)[1:]])
 
     yield Case("archive: other weights", other_weights, True)
+    for what, change in {
+        "three groups of 64 channels": {"groups": 3},
+        "the bias of another": {"bias": metadata["network"]["operators"][-1]["bias"]},
+    }.items():
+        told = copy.deepcopy(metadata)
+        told["network"]["operators"][0].update(change)
+        yield Case(f"network: {what}", lambda told=told: pack(with_json(items, told), zip64={}))
     shared = copy.deepcopy(metadata)
     first = shared["network"]["operators"][0]
     shared["network"]["operators"][0:0] = [{**first, "inputs": [0]}] * 9_000
@@ -441,6 +452,10 @@ def _archives(items: Items, metadata: dict[str, Any]) -> Iterator[Case]:
             if change > 0 or field in ("here", "count", "length", "begin"):
                 yield Case(f"end: {field} {change:+}", good(**{field: change}))
                 yield Case(f"end: {field} {change:+}, with 64 bits", good(zip64={}, **{field: change}))
+    fewer = {"here": -1, "count": -1}
+    yield Case("end: an entry less", good(**fewer))
+    yield Case("end: an entry less, with 64 bits", good(zip64={6: -1, 7: -1}, **fewer))
+    yield Case("file: a header in front, which its offsets count", good(zip64={}, front=b"#!/bin/sh\nexit\n"))
     yield Case("end: no entries", lambda: pack([]))
     yield Case("end: no entries, with 64 bits", lambda: pack([], zip64={}))
     for number in (0, 1, 7, 8, 9, 12):
@@ -448,6 +463,14 @@ def _archives(items: Items, metadata: dict[str, Any]) -> Iterator[Case]:
             yield Case(
                 f"end: field {number} of the records for large files {change:+}", good(zip64={number: change})
             )
+
+
+def _nested(sound: Items) -> Items:
+    inner = Item(b"m/inner", b"x")
+    record = pack([inner])
+    outer = Item(b"m/outer", record[: record.index(b"PK\1\2")])
+    before = pack(sound).index(b"PK\1\2")
+    return [*sound, outer, replace(inner, offset=before + 30 + len(outer.name), hidden=True)]
 
 
 # The file: cut, doubled, damaged.

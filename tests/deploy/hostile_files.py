@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from conftest import seed_model
 from torch.nn import functional
+from zip_records import Item, Items, pack
 
 import swsl
 from swsl.deploy.archive import Archive
@@ -35,63 +36,6 @@ class Case:
     make: Callable[[], bytes]
     reads: bool | None = False
     runs: bool | None = False
-
-
-@dataclass(frozen=True)
-class Item:
-    """An entry as its directory and its own header shall state it; what is None is what is true."""
-
-    name: bytes
-    data: bytes
-    method: int = 0
-    flags: int = 0
-    crc: int | None = None
-    size: int | None = None
-    packed: int | None = None
-    offset: int | None = None
-    local_name: bytes | None = None
-    local_method: int | None = None
-    local_signature: bytes = b"PK\3\4"
-    padding: int = 0
-
-
-Items = list[Item]
-
-
-def pack(items: Items, *, zip64: dict[int, int] | None = None, **end: int) -> bytes:
-    """A zip file of them. ``zip64``: with the record for large files, whose fields of these numbers are moved by so much;
-    ``end``: by how much fields of the last record are."""
-    body, directory = bytearray(), bytearray()
-    for item in items:
-        crc = zlib.crc32(item.data) if item.crc is None else item.crc
-        data = item.data
-        if item.method == 8:
-            squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
-            data = squeeze.compress(data) + squeeze.flush()
-        size = len(item.data) if item.size is None else item.size
-        packed = len(data) if item.packed is None else item.packed
-        offset = len(body) if item.offset is None else item.offset
-        own = item.name if item.local_name is None else item.local_name
-        method = item.method if item.local_method is None else item.local_method
-        sizes = struct.pack("<III", crc, packed, size)
-        head = struct.pack("<HHHHH", 20, item.flags, method, 0, 0)
-        body += item.local_signature + head + sizes + struct.pack("<HH", len(own), item.padding) + own
-        body += bytes(item.padding) + data
-        head = struct.pack("<HHHHHH", 20, 20, item.flags, item.method, 0, 0)
-        directory += b"PK\1\2" + head + sizes
-        directory += struct.pack("<HHHHHII", len(item.name), 0, 0, 0, 0, 0, offset) + item.name
-    begin, length, count = len(body), len(directory), len(items)
-    tail = b""
-    if zip64 is not None:
-        fields = [0x06064B50, 44, 20, 20, 0, 0, count, count, length, begin]
-        last = [0x07064B50, 0, begin + length, 1]
-        for number, change in zip64.items():
-            (fields if number < 10 else last)[number % 10] += change
-        tail = struct.pack("<IQHHIIQQQQ", *fields) + struct.pack("<IIQI", *last)
-    names = ("disk", "first_disk", "here", "count", "length", "begin", "comment")
-    values = dict(zip(names, (0, 0, count, count, length, begin, 0), strict=True))
-    changed = [values[name] + end.get(name, 0) for name in names]
-    return bytes(body + directory) + tail + b"PK\5\6" + struct.pack("<HHHHIIH", *changed)
 
 
 def small_file(path: Path) -> tuple[Items, dict[str, Any]]:
@@ -129,9 +73,8 @@ def small_file(path: Path) -> tuple[Items, dict[str, Any]]:
     golden["features"], golden["logits"] = features[0].tolist(), logits[0].tolist()
     golden["weight_norms"], golden["biases"] = classifier_sizes(model)
     metadata["network"] = {"operators": operators, "logits": 6, "features": 5}
-    items = [Item(b"m/code/model.py", b"pass\n" * 1000, method=8)]
-    items += [Item(b"m/" + name.encode(), data) for name, data in contents.items()]
-    return items, metadata
+    items = [Item(b"m/" + name.encode(), data) for name, data in contents.items()]
+    return [*items, Item(b"m/code/model.py", b"pass\n" * 1000, method=8)], metadata
 
 
 def _raw(archive: Archive, name: str) -> memoryview:
@@ -299,6 +242,7 @@ def _texts(items: Items, metadata: dict[str, Any]) -> Iterator[Case]:
         "a key twice": (lambda: text[:-1] + b',"format":3}', False),
         "a key twice, deep": (lambda: text.replace(b'"swsl":', b'"swsl":"1","swsl":'), False),
         "unknown preprocessing": (lambda: text.replace(b'"crop_pct":', b'"pad":1,"crop_pct":'), False),
+        "NaN in an unknown key": (lambda: text[:-1] + b',"more":NaN}', False),
         "an unknown key": (lambda: text[:-1] + b',"more":{"a":[1]}}', True),
         "spaces": (lambda: text + b" " * 1000, True),
         "a label of a megabyte": (lambda: text.replace(b'"one"', b'"%s"' % (b"x" * (1 << 20))), True),
@@ -386,6 +330,8 @@ def _archives(items: Items, metadata: dict[str, Any]) -> Iterator[Case]:
         made[f"{what}: no header"] = changed(at, local_signature=b"PK\1\2")
         for offset in (1, 10**6, 10**9, 0xFFFFFFFF, 0xFFFFFFE0):
             made[f"{what}: at {offset}"] = changed(at, offset=offset)
+    made["an entry inside another"] = _nested(sound)
+    made["an entry that ends in the directory"] = plus(Item(b"m/x", b"x", size=9, packed=9))
     made["weights: at another entry"] = changed(weight_at, offset=0)
     made["swsl.json: emptied"] = changed(json_at, data=b"")
     made["without swsl.json"] = sound[1:]
@@ -418,6 +364,13 @@ def _archives(items: Items, metadata: dict[str, Any]) -> Iterator[Case]:
         return pack([with_json(items, told)[0], *changed(weight_at, data=other)[1:]])
 
     yield Case("archive: other weights", other_weights, True)
+    for what, change in {
+        "three groups of 64 channels": {"groups": 3},
+        "the bias of another": {"bias": metadata["network"]["operators"][-1]["bias"]},
+    }.items():
+        told = copy.deepcopy(metadata)
+        told["network"]["operators"][0].update(change)
+        yield Case(f"network: {what}", lambda told=told: pack(with_json(items, told), zip64={}))
     shared = copy.deepcopy(metadata)
     first = shared["network"]["operators"][0]
     shared["network"]["operators"][0:0] = [{**first, "inputs": [0]}] * 9_000
@@ -441,6 +394,10 @@ def _archives(items: Items, metadata: dict[str, Any]) -> Iterator[Case]:
             if change > 0 or field in ("here", "count", "length", "begin"):
                 yield Case(f"end: {field} {change:+}", good(**{field: change}))
                 yield Case(f"end: {field} {change:+}, with 64 bits", good(zip64={}, **{field: change}))
+    fewer = {"here": -1, "count": -1}
+    yield Case("end: an entry less", good(**fewer))
+    yield Case("end: an entry less, with 64 bits", good(zip64={6: -1, 7: -1}, **fewer))
+    yield Case("file: a header in front, which its offsets count", good(zip64={}, front=b"#!/bin/sh\nexit\n"))
     yield Case("end: no entries", lambda: pack([]))
     yield Case("end: no entries, with 64 bits", lambda: pack([], zip64={}))
     for number in (0, 1, 7, 8, 9, 12):
@@ -448,6 +405,14 @@ def _archives(items: Items, metadata: dict[str, Any]) -> Iterator[Case]:
             yield Case(
                 f"end: field {number} of the records for large files {change:+}", good(zip64={number: change})
             )
+
+
+def _nested(sound: Items) -> Items:
+    inner = Item(b"m/inner", b"x")
+    record = pack([inner])
+    outer = Item(b"m/outer", record[: record.index(b"PK\1\2")])
+    before = pack(sound).index(b"PK\1\2")
+    return [*sound, outer, replace(inner, offset=before + 30 + len(outer.name), hidden=True)]
 
 
 # The file: cut, doubled, damaged.

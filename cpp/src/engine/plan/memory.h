@@ -20,15 +20,16 @@ using Memory = std::unique_ptr<char[], FreeMemory>;
 
 // Not initialised.
 inline Memory allocate(std::size_t bytes) {
-  constexpr std::size_t huge_page = std::size_t{2} << 20;
-  const std::size_t alignment = bytes >= huge_page ? huge_page : 4096;
-  const std::size_t rounded = (bytes + alignment) / alignment * alignment;
-  char* memory = static_cast<char*>(std::aligned_alloc(alignment, rounded));
-  if (memory == nullptr) throw std::bad_alloc();
+  constexpr std::size_t huge_page = std::size_t{2} << 20, page = 4096;
+  const std::size_t alignment = bytes >= huge_page ? huge_page : page;
+  const std::size_t rounded =
+      (bytes + page) / page * page;  // not to a huge page, which would be resident as a whole
+  void* memory = nullptr;
+  if (posix_memalign(&memory, alignment, rounded) != 0) throw std::bad_alloc();
 #ifdef __linux__
   if (alignment == huge_page) madvise(memory, rounded, MADV_HUGEPAGE);
 #endif
-  return Memory(memory);
+  return Memory(static_cast<char*>(memory));
 }
 
 }  // namespace swsl::cpu

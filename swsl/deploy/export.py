@@ -39,7 +39,7 @@ from .golden import (
     relative_error,
 )
 from .metadata import FORMAT, LARGEST_INPUT, METADATA_FILE, ModelError, read_metadata
-from .network_table import is_known, make_table, run_table, trace
+from .network_table import check_classifier, is_known, make_table, run_table, trace
 
 _NO_TORCHSCRIPT = (
     f"which torch {torch.__version__} on Python {sys.version_info.major}.{sys.version_info.minor} does not have; use Python 3.13 "
@@ -279,6 +279,7 @@ def verify(path: str | os.PathLike[str]) -> float:
     metadata = read_metadata(path)
     golden = metadata["golden"]
     batch = golden_input(golden["shape"])
+    check_classifier(path)
     outputs = {}
     if is_known(metadata["network"]):
         outputs["by its network table"] = run_table(path, batch)

@@ -27,8 +27,8 @@ _ENTRY = f"extra/{METADATA_FILE}"
 _LONGEST_METADATA = 4 << 20
 _MOST_VALUES, _DEEPEST = 300_000, 64  # each value takes many times its text's memory
 _MOST_CHANNELS, _LONGEST_WINDOW = 1 << 16, 1 << 10
-_MOST_OPERATORS = 10_000
-_SHARED_BYTES = 64 << 20
+_MOST_OPERATORS = 1_000
+_SHARED_BYTES = 1 << 20
 _LARGEST_FLOAT = torch.finfo(torch.float32).max
 
 

@@ -112,6 +112,35 @@ def run_table(path: str | os.PathLike[str], batch: Tensor) -> tuple[Tensor, Tens
     return values[table["logits"]], values[table["features"]]
 
 
+def check_classifier(path: str | os.PathLike[str]) -> None:
+    """That the classifier, the last of the operators, is of the sizes that the golden check states: they decide how large an error
+    of the logits may be.
+
+    Raises:
+        ModelError: it is not, or the file cannot be read or is damaged.
+    """
+    metadata, archive = open_frozen(path)
+    golden, last = metadata["golden"], metadata["network"]["operators"][-1]
+    if last["operator"] != "linear" or last["weight"]["shape"][0] != len(golden["biases"]):
+        return
+    try:
+        weight, bias = (_floats(last[part], archive) for part in ("weight", "bias"))
+    except ArchiveError as error:
+        raise ModelError(
+            f"{os.fsdecode(path)}: damaged: {error}; get it again, or export it again"
+        ) from error
+    assert weight is not None
+    norms = weight.double().norm(dim=1)
+    found = torch.stack([norms, torch.zeros_like(norms) if bias is None else bias.double().abs()])
+    stated = torch.tensor([golden["weight_norms"], golden["biases"]], dtype=torch.float64)
+    differ = ((found - stated).abs() > 1e-3 * found).any(dim=0)
+    if differ.any():
+        raise ModelError(
+            f"{os.fsdecode(path)}: swsl.json inside it: golden.weight_norms and golden.biases of class "
+            f"{int(differ.nonzero()[0])} are not those of its classifier; export it again"
+        )
+
+
 def _compute(item: dict[str, Any], inputs: list[Tensor], archive: Archive) -> Tensor:
     x = inputs[0]
     window: dict[str, Any] = {name: item[name] for name in OPERATORS[item["operator"]]}

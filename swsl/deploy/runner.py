@@ -193,8 +193,10 @@ class Runner:
         }
         self._path = os.path.abspath(os.fspath(model))
         self._decoding: dict[str, Any] = {"exif_orientation": exif_orientation, "max_pixels": max_pixels}
+        self._missing = ""  # why a GPU that is there is not used
         self._runner = self._make(os.fspath(model))
         self.info = EngineInfo(**self._runner.info())
+        self.info = self.info._replace(reason=self.info.reason + self._missing)
         self.batch_size = self.info.batch_size
         self.max_pixels = max_pixels
         self.device = torch.device(self.info.device)
@@ -206,14 +208,19 @@ class Runner:
     def _make(self, path: str) -> Any:
         options = {**self._options, "decode_other": partial(decode_other, **self._decoding)}
         if self._options["device"] == "auto" and torch.cuda.is_available():
-            libtorch()
+            try:
+                libtorch()
+            except ImportError as missing:
+                self._missing = f"; torch sees a GPU, but {missing}"
         try:
             return self._module.Runner(path, **options)
         except self._module.NeedsLibTorch as error:
             try:
                 libtorch()
             except ImportError as missing:
-                raise ImportError(f"{error}: {missing}") from missing
+                of_model = self._options["device"] in ("cpu", "auto") and self._options["dtype"] != "float16"
+                kind = ModelError if of_model else ImportError
+                raise kind(f"{error}: {missing}") from missing
         return self._module.Runner(path, **options)
 
     def __reduce__(self) -> tuple[Any, ...]:

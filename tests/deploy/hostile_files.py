@@ -373,8 +373,8 @@ def _archives(items: Items, metadata: dict[str, Any]) -> Iterator[Case]:
         yield Case(f"network: {what}", lambda told=told: pack(with_json(items, told), zip64={}))
     shared = copy.deepcopy(metadata)
     first = shared["network"]["operators"][0]
-    shared["network"]["operators"][0:0] = [{**first, "inputs": [0]}] * 9_000
-    yield Case("archive: weights read 9,000 times", lambda: pack(with_json(items, shared), zip64={}))
+    shared["network"]["operators"][0:0] = [{**first, "inputs": [0]}] * 900
+    yield Case("archive: weights read 900 times", lambda: pack(with_json(items, shared), zip64={}))
     many = copy.deepcopy(metadata)
     one = {"entry": "one", "shape": [1, 1, 1, 1], "crc32": zlib.crc32(bytes(4))}
     pairs = {"stride": [1, 1], "padding": [0, 0], "dilation": [1, 1]}

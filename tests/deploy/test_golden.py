@@ -97,7 +97,11 @@ def table_without_relu(path: Path, target: Path, number: int) -> None:
     place = [at for at, item in enumerate(operators) if item["operator"] == "relu"][number]
     (before,) = operators[place]["inputs"]
     del operators[place]
-    numbers = [*range(place + 1), before, *range(place + 1, len(operators) + 1)]  # of the values that there were
+    numbers = [
+        *range(place + 1),
+        before,
+        *range(place + 1, len(operators) + 1),
+    ]  # of the values that there were
     for item in operators:
         item["inputs"] = [numbers[value] for value in item["inputs"]]
     for output in ("logits", "features"):

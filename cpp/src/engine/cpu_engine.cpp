@@ -41,6 +41,7 @@ FusedNetwork checked(const FrozenModel& model, FusedNetwork network, ThreadPool&
       if (!stored[i].is_sound()) damaged = i;
   });
   if (damaged < stored.size()) check_stored(model, stored[damaged]);
+  check_classifier(model);
   return network;
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
+#include <set>
 #include <system_error>
 #include <utility>
 
@@ -94,6 +95,9 @@ std::optional<std::string> optional_string(const Json& value) {
 
 PreprocessSpec parse_spec(const Json& json) {
   PreprocessSpec spec{};
+  for (const auto& [key, value] : json.members())
+    if (!std::set<std::string_view>{"input_size", "crop_pct", "interpolation", "mean", "std"}.contains(key))
+      value.refuse("no such key", "one");
   const auto size = integers(json.at("input_size"));
   constexpr std::int64_t longest = 1024;  // so that the golden check of a faulty file costs little
   if (size.size() != 2 || *std::min_element(size.begin(), size.end()) < 1 ||
@@ -103,6 +107,8 @@ PreprocessSpec parse_spec(const Json& json) {
   spec.height = static_cast<int>(size[0]);
   spec.width = static_cast<int>(size[1]);
   spec.crop_pct = json.at("crop_pct").number();
+  if (!(spec.crop_pct > 0 && spec.crop_pct <= 1))
+    json.at("crop_pct").refuse("above 0 and at most 1", shortest(spec.crop_pct));
   const auto& interpolation = json.at("interpolation").string();
   if (interpolation != "bilinear" && interpolation != "bicubic")
     throw JsonError("preprocess.interpolation: expected \"bilinear\" or \"bicubic\", found \"" +
@@ -110,6 +116,8 @@ PreprocessSpec parse_spec(const Json& json) {
   spec.interpolation = interpolation == "bilinear" ? Interpolation::bilinear : Interpolation::bicubic;
   spec.mean = three(json.at("mean"), "preprocess.mean");
   spec.std = three(json.at("std"), "preprocess.std");
+  for (const double std : spec.std)
+    if (!(std > 0)) json.at("std").refuse("numbers above 0", shortest(std));
   return spec;
 }
 
@@ -133,7 +141,7 @@ void parse_golden(const Json& json, Metadata& metadata) {
     if (values.size() != count)
       json.at(name).refuse(std::to_string(count) + " numbers", std::to_string(values.size()));
     for (const auto value : values)
-      if (!std::isfinite(value) || value < least)
+      if (!std::isfinite(static_cast<float>(value)) || value < least)
         json.at(name).refuse("finite numbers", std::to_string(value));
   };
   const auto classes = static_cast<std::size_t>(metadata.architecture.num_classes);
@@ -159,9 +167,18 @@ void parse_metadata(const Json& root, Metadata& metadata) {
                     (metadata.format > known_format ? "update swsl" : "export the model again"));
   metadata.variant = optional_string(root.at("variant"));
   const auto& architecture = root.at("architecture");
-  metadata.architecture = {integers(architecture.at("layers")), architecture.at("groups").integer(),
-                           architecture.at("width_per_group").integer(),
-                           architecture.at("num_classes").integer()};
+  const auto size = [](const Json& value) {
+    const auto number = value.integer();
+    if (number < 1 || number > 1 << 16) value.refuse("an integer from 1 to 65536", std::to_string(number));
+    return number;
+  };
+  for (const auto& layer : architecture.at("layers").items())
+    metadata.architecture.layers.push_back(size(layer));
+  if (metadata.architecture.layers.size() != 4)
+    architecture.at("layers").refuse("4 integers", std::to_string(metadata.architecture.layers.size()));
+  metadata.architecture.groups = size(architecture.at("groups"));
+  metadata.architecture.width_per_group = size(architecture.at("width_per_group"));
+  metadata.architecture.num_classes = size(architecture.at("num_classes"));
   metadata.preprocess = parse_spec(root.at("preprocess"));
   for (const auto& label : root.at("labels").items()) metadata.labels.push_back(label.string());
   if (metadata.labels.empty() ||
@@ -221,6 +238,28 @@ GoldenResult FrozenModel::check_golden(const std::function<Outputs(const Batch&)
   const auto input = golden_input(golden.shape);
   const auto batch = Batch::contiguous(input.data(), {1, 3, golden.shape[2], golden.shape[3]});
   return {output_errors(golden, compute(batch), golden.outputs), tolerance->second};
+}
+
+void check_classifier(const FrozenModel& model) {
+  const Node& last = model.network().nodes.back();
+  const Golden& golden = model.metadata().golden;
+  if (last.operation != Operation::linear || std::cmp_not_equal(last.out_channels, golden.biases.size()))
+    return;
+  for (int i = 0; i < last.out_channels; ++i) {
+    double squares = 0;
+    for (int j = 0; j < last.in_channels; ++j) {
+      const double weight = last.weights.get()[std::ptrdiff_t{i} * last.in_channels + j];
+      squares += weight * weight;
+    }
+    const double bias = last.bias ? std::abs(double{last.bias.get()[i]}) : 0;
+    const auto differ = [](double found, double stated) {
+      return !(std::abs(found - stated) <= 1e-3 * found);
+    };
+    if (differ(std::sqrt(squares), golden.weight_norms[i]) || differ(bias, golden.biases[i]))
+      throw ModelError(model.path() +
+                       ": swsl.json inside it: golden.weight_norms and golden.biases of class " +
+                       std::to_string(i) + " are not those of its classifier; export it again");
+  }
 }
 
 void check_stored(const FrozenModel& model, const Network::Stored& weights) {

@@ -30,10 +30,11 @@ void read_pair(const Json& array, std::int64_t least, int& first, int& second) {
 
 class Reader {
  public:
-  Reader(const Json& table, std::shared_ptr<const Archive> archive) : archive_(std::move(archive)) {
+  Reader(const Json& table, std::shared_ptr<const Archive> archive) {
+    network_.archive = std::move(archive);
     const auto& operators = table.at("operators").items();
-    if (operators.empty() || operators.size() > 10'000)
-      table.at("operators").refuse("1 to 10,000 of them", std::to_string(operators.size()));
+    if (operators.empty() || operators.size() > 1'000)
+      table.at("operators").refuse("1 to 1,000 of them", std::to_string(operators.size()));
     for (const auto& item : operators) read(item);
     network_.values = static_cast<int>(network_.nodes.size()) + 1;
     network_.output = value(table.at("logits"));
@@ -131,7 +132,7 @@ class Reader {
   std::shared_ptr<const float> floats(const Json& weight, const std::vector<int>& shape) {
     static_assert(std::endian::native == std::endian::little && std::numeric_limits<float>::is_iec559);
     const auto& name = weight.at("entry").string();
-    const Archive::Entry* entry = archive_->find(name);
+    const Archive::Entry* entry = network_.archive->find(name);
     if (entry == nullptr || !entry->stored)
       weight.at("entry").refuse("a stored entry of the archive", '"' + name + '"');
     std::uint64_t bytes = sizeof(float);
@@ -146,20 +147,19 @@ class Reader {
       weight.at("crc32").refuse(std::to_string(entry->crc) + ", as the archive's directory states",
                                 std::to_string(crc));
     // Entries may be shared, but not so often that a small file takes the memory of a large one.
-    if ((read_bytes_ += bytes) > archive_->size() + shared_bytes)
+    if ((read_bytes_ += bytes) > network_.archive->size() + shared_bytes)
       throw JsonError("network: its operators read more than the file holds");
     network_.stored.push_back({name, entry->bytes, entry->crc});
     const auto* data = reinterpret_cast<const float*>(entry->bytes.data());
-    if (reinterpret_cast<std::uintptr_t>(data) % alignof(float) == 0) return {archive_, data};
+    if (reinterpret_cast<std::uintptr_t>(data) % alignof(float) == 0) return {network_.archive, data};
     // PyTorch aligns its entries; a tool that has packed the archive anew may not.
     const auto copy = std::make_shared<std::vector<float>>(bytes / sizeof(float));
     std::memcpy(copy->data(), entry->bytes.data(), bytes);
     return {copy, copy->data()};
   }
 
-  static constexpr std::uint64_t shared_bytes = std::uint64_t{64} << 20;
+  static constexpr std::uint64_t shared_bytes = std::uint64_t{1} << 20;
 
-  std::shared_ptr<const Archive> archive_;
   Network network_;
   std::uint64_t read_bytes_ = 0;
 };

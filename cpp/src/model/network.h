@@ -59,7 +59,8 @@ struct Network {
 
     bool is_sound() const { return crc32(bytes) == crc; }
   };
-  std::vector<Stored> stored;  // the weights as the archive has them
+  std::vector<Stored> stored;              // the weights as the archive has them
+  std::shared_ptr<const Archive> archive;  // that holds their bytes
 };
 
 class FrozenModel;
@@ -68,6 +69,10 @@ class Json;
 // Of "network" in swsl.json. Values are numbered: 0 is the batch, i + 1 what operator i makes. Throws
 // JsonError and ArchiveError.
 Network read_network(const Json& table, std::shared_ptr<const Archive> archive);
+
+// Throws ModelError where the classifier, the last of the operators, is not of the sizes that the golden
+// check states: they decide how large an error of the logits may be.
+void check_classifier(const FrozenModel& model);
 
 // Throws ModelError where they are not.
 SWSL_API void check_stored(const FrozenModel& model, const Network::Stored& weights);

@@ -115,7 +115,10 @@ def run(*command: str) -> None:
     print(done.stdout, file=sys.stderr)
     if done.returncode:
         tail = "\n".join(done.stdout.splitlines()[-40:])
-        raise RuntimeError(f"{shlex.join(command)} failed with exit code {done.returncode}:\n{tail}")
+        name = Path(command[0]).name
+        raise RuntimeError(
+            f"{name} failed with exit code {done.returncode}:\n{tail}\nof {shlex.join(command)}"
+        )
 
 
 def remove_compiled(package: Path) -> None:

@@ -43,7 +43,7 @@ def make_environment(folder: Path, *, torch: bool) -> Path:
     """The Python of a virtual environment with the packages that are here, but for swsl, and torch where there shall be none."""
     run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
     (site,) = folder.glob("lib/python*/site-packages")
-    hidden = ("swsl", *(() if torch else ("torch",)))
+    hidden = ("swsl", "__editable__", *(() if torch else ("torch",)))
     for packages in (Path(place) for place in sys.path if place.endswith("-packages")):
         for entry in packages.iterdir():
             is_kept = entry.suffix != ".pth" and not entry.name.startswith(hidden)
@@ -165,8 +165,8 @@ def test_a_libtorch_part_that_cannot_be_built_is_left_out_until_it_can(
 
 
 def files_below(*folders: Path) -> set[Path]:
-    kept = {".pyc", ".egg-info"}  # what Python and setuptools write, whatever the package
-    found = {path for folder in folders for path in folder.rglob("*") if path.suffix not in kept}
+    """Without what compilers and Python keep for the next time."""
+    found = {path for folder in folders for path in folder.rglob("*")}
     return {path for path in found if not {"build", "__pycache__"} & {*path.parts}}
 
 
@@ -175,7 +175,8 @@ def test_nothing_is_left_of_an_installation(
     editable: bool, source: Path, model: Path, tmp_path: Path, photo: Path
 ) -> None:
     python = make_environment(tmp_path / "environment", torch=True)
-    folders = (source / "swsl", *(tmp_path / "environment").glob("lib/python*/site-packages"))
+    folders = (source, *(tmp_path / "environment").glob("lib/python*/site-packages"))
+    shutil.rmtree(source / "swsl.egg-info", ignore_errors=True)  # a checkout has none
     before = files_below(*folders)
     install(python, *(["-e"] if editable else []), source, SWSL_BUILD="1")
     assert "float16" in run(

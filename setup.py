@@ -146,4 +146,10 @@ class CMakeBuild(build_ext):
         return {}
 
 
-setup(ext_modules=[Extension("swsl._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+BUILD.mkdir(parents=True, exist_ok=True)
+setup(
+    ext_modules=[Extension("swsl._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+    # In the checkout itself, Python would take swsl for installed whenever it is started there.
+    options={"egg_info": {"egg_base": str(BUILD.relative_to(ROOT))}},
+)

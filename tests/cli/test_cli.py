@@ -19,7 +19,7 @@ from PIL import Image
 
 import swsl
 from swsl.cli.main import main
-from swsl.deploy import runner
+from swsl.deploy import native
 from swsl.deploy.runner import build_info
 
 PHOTOGRAPHS = ["a.jpg", "folder/b.png", "folder/deeper/c.jpeg"]
@@ -270,7 +270,7 @@ def test_demo_says_what_was_not_built(
             "CUDA kernels: nvcc failed with exit code 1\n",
         ),
     ):
-        monkeypatch.setattr(runner, "libtorch_record", lambda left_out=left_out: {"left_out": left_out})
+        monkeypatch.setattr(native, "libtorch_record", lambda left_out=left_out: {"left_out": left_out})
         assert main(["demo", *engine, "-o", str(tmp_path / "picture.png")]) == 0
         printed = capsys.readouterr().out
         assert printed.count("the compiled runner was built without ") == bool(left_out)

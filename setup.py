@@ -115,7 +115,10 @@ def run(*command: str) -> None:
     print(done.stdout, file=sys.stderr)
     if done.returncode:
         tail = "\n".join(done.stdout.splitlines()[-40:])
-        raise RuntimeError(f"{shlex.join(command)} failed with exit code {done.returncode}:\n{tail}")
+        name = Path(command[0]).name
+        raise RuntimeError(
+            f"{name} failed with exit code {done.returncode}:\n{tail}\nof {shlex.join(command)}"
+        )
 
 
 def remove_compiled(package: Path) -> None:
@@ -143,4 +146,10 @@ class CMakeBuild(build_ext):
         return {}
 
 
-setup(ext_modules=[Extension("swsl._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+BUILD.mkdir(parents=True, exist_ok=True)
+setup(
+    ext_modules=[Extension("swsl._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+    # In the checkout itself, Python would take swsl for installed whenever it is started there.
+    options={"egg_info": {"egg_base": str(BUILD.relative_to(ROOT))}},
+)

@@ -67,6 +67,31 @@ def libtorch_record() -> dict[str, Any]:
     return record
 
 
+def build_info() -> dict[str, Any]:
+    """How the compiled runner was built.
+
+    Returns:
+        ``compiled`` (bool) and, where it is False, ``reason``; else ``swsl`` (the version), ``jpeg``, ``png`` and
+        ``other_formats`` (what decodes them: "libjpeg", "libpng" or "Pillow"), and of its LibTorch part: ``torch`` (the release
+        that it was built with, "" where there is no such part), ``cuda`` (whether torch's CUDA libraries are linked),
+        ``cuda_kernels`` (whether our own were compiled: without them CUDA devices run TorchScript, and the CPU prepares the
+        images), ``nvjpeg`` (whether the option of that name was compiled; the library is looked for when it is asked for) and
+        ``left_out`` (what of all this could not be built, and why; "" if all was).
+    """
+    try:
+        built = extension().build_info()
+    except ImportError as error:
+        return {"compiled": False, "reason": str(error)}
+    return {
+        "compiled": True,
+        "swsl": built["swsl"],
+        "jpeg": "libjpeg" if built["jpeg"] else "Pillow",
+        "png": "libpng" if built["png"] else "Pillow",
+        "other_formats": "Pillow",
+        **{"torch": "", "cuda": False, "cuda_kernels": False, "nvjpeg": False, **libtorch_record()},
+    }
+
+
 def libtorch() -> ModuleType:
     """`swsl._libtorch`. Once it is loaded, the core has LibTorch's engines: float16, networks that have no kernels in the core, and
     CUDA devices. Checked before it is loaded: loading a binary of another torch can crash.

@@ -23,17 +23,7 @@ from ..prediction import Prediction, Result
 from ..preprocess import PreprocessSpec
 from .export import ModelError, made_anew
 from .feeding import MAX_WAIT, End, Feeder, is_live
-from .native import (
-    COMPILED,
-    as_tensor,
-    decode_other,
-    extension,
-    joined,
-    libtorch,
-    libtorch_record,
-    plain,
-    prepare,
-)
+from .native import COMPILED, as_tensor, build_info, decode_other, extension, joined, libtorch, plain, prepare
 
 cmake_prefix_path = str(COMPILED / "share" / "cmake")
 """For C++ programs that use the library in this package: ``cmake -DCMAKE_PREFIX_PATH=$(python -c "import
@@ -60,31 +50,6 @@ class LayerTime(NamedTuple):
     shape: str
     multiply_adds: float
     seconds: float
-
-
-def build_info() -> dict[str, Any]:
-    """How the compiled runner was built.
-
-    Returns:
-        ``compiled`` (bool) and, where it is False, ``reason``; else ``swsl`` (the version), ``jpeg``, ``png`` and
-        ``other_formats`` (what decodes them: "libjpeg", "libpng" or "Pillow"), and of its LibTorch part: ``torch`` (the release
-        that it was built with, "" where there is no such part), ``cuda`` (whether torch's CUDA libraries are linked),
-        ``cuda_kernels`` (whether our own were compiled: without them CUDA devices run TorchScript, and the CPU prepares the
-        images), ``nvjpeg`` (whether the option of that name was compiled; the library is looked for when it is asked for) and
-        ``left_out`` (what of all this could not be built, and why; "" if all was).
-    """
-    try:
-        built = extension().build_info()
-    except ImportError as error:
-        return {"compiled": False, "reason": str(error)}
-    return {
-        "compiled": True,
-        "swsl": built["swsl"],
-        "jpeg": "libjpeg" if built["jpeg"] else "Pillow",
-        "png": "libpng" if built["png"] else "Pillow",
-        "other_formats": "Pillow",
-        **{"torch": "", "cuda": False, "cuda_kernels": False, "nvjpeg": False, **libtorch_record()},
-    }
 
 
 def decode_image(

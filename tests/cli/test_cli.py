@@ -19,6 +19,7 @@ from PIL import Image
 
 import swsl
 from swsl.cli.main import main
+from swsl.deploy import native
 from swsl.deploy.runner import build_info
 
 PHOTOGRAPHS = ["a.jpg", "folder/b.png", "folder/deeper/c.jpeg"]
@@ -256,6 +257,24 @@ def test_demo_without_published_weights(tmp_path: Path) -> None:
 def test_demo_with_weights(tmp_path: Path, engine: list[str], capsys: pytest.CaptureFixture) -> None:
     assert main(["demo", *engine, "-o", str(tmp_path / "picture.png")]) == 0
     assert "mean nothing" not in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not build_info()["compiled"], reason="the runner is missing as a whole")
+def test_demo_says_what_was_not_built(
+    tmp_path: Path, engine: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for left_out, line in (
+        ("", ""),
+        (
+            "CUDA kernels: nvcc failed with exit code 1:\nat length",
+            "CUDA kernels: nvcc failed with exit code 1\n",
+        ),
+    ):
+        monkeypatch.setattr(native, "libtorch_record", lambda left_out=left_out: {"left_out": left_out})
+        assert main(["demo", *engine, "-o", str(tmp_path / "picture.png")]) == 0
+        printed = capsys.readouterr().out
+        assert printed.count("the compiled runner was built without ") == bool(left_out)
+        assert line in printed
 
 
 def test_interruption_leaves_no_traceback(folder: Path, engine: list[str]) -> None:

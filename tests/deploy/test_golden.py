@@ -133,23 +133,22 @@ def test_a_file_that_computes_something_else_is_refused(name: str, tmp_path: Pat
     export_model(model, path)
     layers = sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in model.modules())
     del model
-    few = name != NAMES[0]
     faults: list[tuple[Callable[..., None], int, bool]] = [  # and whether every dtype is tried
         (off_by_a_percent, layers // 3, True),
-        (table_without_relu, 0, True),
+        (table_without_relu, 0, False),
         (script_without_relu, layers // 2, False),
-        *((off_by_a_percent, layer, False) for layer in (0, layers - 2, layers - 1) if not few),
-        *([(table_without_relu, layers // 2, False)] if not few else []),
+        (off_by_a_percent, layers - 1, False),
     ]
     for fault, place, runs in faults:
         fault(path, bad, place)
         way = "in TorchScript" if fault is script_without_relu else "by its network table"
         with pytest.raises(
             ModelError,
-            match=rf"bad\.pt: its (features|logits) are .* from those recorded at export when run {way}",
+            match=rf"bad\.pt: (its (features|logits) are .* from those recorded at export when run {way}|"
+            "swsl.json inside it: golden.weight_norms and golden.biases of class 0 are not those of its classifier)",
         ):
             verify(bad)
-        for dtype in golden.TOLERANCES if runs and build_info()["compiled"] else ():
+        for dtype in DTYPES if runs and build_info()["compiled"] else ():
             with pytest.raises(
                 ModelError, match=r"bad\.pt: golden check failed in float32 on cpu: features off by"
             ):

@@ -85,7 +85,7 @@ def off_by_a_percent(path: Path, target: Path, layer: int, *, told: bool = True)
     weight = [item["weight"] for item in metadata["network"]["operators"] if "weight" in item][layer]
     with zipfile.ZipFile(path) as archive:
         data = bytearray(archive.read(archive.namelist()[0].partition("/")[0] + "/" + weight["entry"]))
-    changed = bytes((torch.frombuffer(data, dtype=torch.float32) * 1.01).untyped_storage())
+    changed = (torch.frombuffer(data, dtype=torch.float32) * 1.01).numpy().tobytes()
     if told:
         weight["crc32"] = zlib.crc32(changed)
     with_entries(path, target, {"extra/swsl.json": json.dumps(metadata).encode(), weight["entry"]: changed})

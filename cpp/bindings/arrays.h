@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include <swsl/batch.h>
@@ -16,7 +17,9 @@ namespace py = pybind11;
 // What Python gets: a vector with a shape, row-major, through the buffer protocol.
 template <typename Number>
 struct Array {
-  std::vector<Number> numbers;
+  std::vector<Number,
+              std::conditional_t<std::is_same_v<Number, float>, swsl::Unset<float>, std::allocator<Number>>>
+      numbers;
   std::vector<py::ssize_t> shape;
 };
 

@@ -21,9 +21,8 @@ namespace {
 
 using Floats = Array<float>;
 
-Floats row_of(std::vector<float> numbers) {
-  const auto size = static_cast<py::ssize_t>(numbers.size());
-  return {std::move(numbers), {size}};
+Floats row_of(const std::vector<float>& numbers) {
+  return {{numbers.begin(), numbers.end()}, {static_cast<py::ssize_t>(numbers.size())}};
 }
 
 using BatchMethod = swsl::BatchResult (swsl::Runner::*)(std::span<const swsl::ImageSource>) const;
@@ -34,7 +33,8 @@ std::pair<Floats, std::vector<std::string>> batch(const swsl::Runner& runner, co
   const py::gil_scoped_release no_gil;
   auto result = (runner.*method)(sources.span());
   for (auto& error : result.errors) error = swsl::detail::as_utf8(error);
-  return {{std::move(result.rows), {result.shape.begin(), result.shape.end()}}, std::move(result.errors)};
+  Floats rows{std::move(result.rows), {result.shape.begin(), result.shape.end()}};
+  return std::pair(std::move(rows), std::move(result.errors));  // in braces it would be copied
 }
 
 using PredictionTuple = std::tuple<std::string, std::int64_t, float>;
@@ -101,7 +101,7 @@ class Stream {
     if (!result) return {};
     sources_.pop_front();
     std::optional<Floats> row;
-    if (!result->row.empty()) row = row_of(std::move(result->row));
+    if (!result->row.empty()) row = row_of(result->row);
     return Answer{tuples(result->predictions), std::move(row), swsl::detail::as_utf8(result->error)};
   }
 
@@ -143,11 +143,15 @@ Array<std::uint8_t> decode(const py::object& image, bool exif_orientation, std::
 Floats forward(const swsl::Runner& runner, const py::object& object) {
   const GivenBatch given(object);
   const py::gil_scoped_release no_gil;
-  return {runner.forward(given.batch()), {given.batch().shape[0], runner.info().classes}};
+  const auto count = given.batch().shape[0];
+  swsl::Floats logits(static_cast<std::size_t>(count * runner.info().classes));
+  runner.forward(given.batch(), logits.data());
+  return {std::move(logits), {count, runner.info().classes}};
 }
 
 Floats golden_input(const std::vector<std::int64_t>& shape) {
-  return {swsl::golden_input(shape), {shape.begin(), shape.end()}};
+  const auto numbers = swsl::golden_input(shape);
+  return {{numbers.begin(), numbers.end()}, {shape.begin(), shape.end()}};
 }
 
 py::dict info(const swsl::Runner& runner) {

@@ -91,7 +91,7 @@ struct Result {
 // One row per image. The row of an image that could not be used is NaN, and errors[row] says why; ""
 // elsewhere.
 struct BatchResult {
-  std::vector<float> rows;          // row-major
+  Floats rows;                      // row-major
   std::vector<std::int64_t> shape;  // of the rows: N×classes, N×features or N×3×H×W
   std::vector<std::string> errors;  // N
 

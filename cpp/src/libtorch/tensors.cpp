@@ -44,7 +44,7 @@ at::Tensor embed(Engine& engine, const at::Tensor& batch) {
 }
 
 at::Tensor rows(BatchResult result) {
-  auto owner = std::make_unique<std::vector<float>>(std::move(result.rows));
+  auto owner = std::make_unique<Floats>(std::move(result.rows));
   auto* held = owner.release();
   return at::from_blob(held->data(), result.shape, [held](void*) { delete held; }, at::kFloat);
 }

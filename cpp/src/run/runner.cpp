@@ -218,8 +218,8 @@ BatchResult Runner::State::run(std::span<const ImageSource> images, std::vector<
                                BatchBuffer& buffer, const Compute& compute) {
   const auto columns = static_cast<std::size_t>(
       std::accumulate(row_shape.begin(), row_shape.end(), std::int64_t{1}, std::multiplies<>()));
-  BatchResult result{std::vector<float>(images.size() * columns, std::numeric_limits<float>::quiet_NaN()),
-                     std::move(row_shape), std::vector<std::string>(images.size())};
+  BatchResult result{Floats(images.size() * columns), std::move(row_shape),
+                     std::vector<std::string>(images.size())};
   result.shape.insert(result.shape.begin(), static_cast<std::int64_t>(images.size()));
   std::vector<float> rows;
   for (std::size_t begin = 0; begin < images.size(); begin += batch_size) {
@@ -230,6 +230,7 @@ BatchResult Runner::State::run(std::span<const ImageSource> images, std::vector<
     for (std::size_t i = 0; i < count; ++i)
       if (result.errors[begin + i].empty()) good.push_back(i);
     float* to = result.rows.data() + begin * columns;
+    if (good.size() < count) std::fill_n(to, count * columns, std::numeric_limits<float>::quiet_NaN());
     if (good.size() == count) {
       buffer.take(good, [&](const Batch& batch) { compute(batch, to); });
       continue;
@@ -262,7 +263,7 @@ BatchResult Runner::State::preprocess(std::span<const ImageSource> images) {
     return run(images, {3, spec.height, spec.width}, *buffer,
                [](const Batch& batch, float* rows) { backend()->copy_to_cpu(batch, rows); });
   }
-  BatchResult result{std::vector<float>(images.size() * row_size, std::numeric_limits<float>::quiet_NaN()),
+  BatchResult result{Floats(images.size() * row_size),
                      {static_cast<std::int64_t>(images.size()), 3, spec.height, spec.width},
                      std::vector<std::string>(images.size())};
   workers.for_each(images.size(), [&](std::size_t i) {

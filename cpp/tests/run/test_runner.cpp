@@ -39,7 +39,7 @@ std::vector<ImageSource> photos(std::size_t count) { return {count, data("photo.
 
 TEST(a_photograph_gives_what_eager_python_gives) {
   const auto images = photos(1);
-  CHECK(runner().preprocess(images).rows == floats("input.f32"));
+  CHECK(equal(runner().preprocess(images).rows, floats("input.f32")));
   CHECK(error(runner().logits(images).rows, runner().embed(images).rows) <= 1e-5);
   const auto input = floats("input.f32");
   const auto batch = swsl::Batch::contiguous(input.data(), {1, 3, 64, 64});

@@ -94,6 +94,7 @@ def test_the_set_up_is_two_commands() -> None:
     assert "pip install '.[test]' && pytest" in (ROOT / ".ci" / "run").read_text()
 
 
+@pytest.mark.slow
 def test_commands_and_python(workplace: Path) -> None:
     """In the README's order: later examples use the files that earlier ones write."""
     for line in commands("swsl "):

@@ -24,7 +24,9 @@ def small(num_classes: int = 10) -> ResNeXt:
     return seed_model(ResNeXt((1, 2, 1, 1), groups=4, width_per_group=4, num_classes=num_classes))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [*NAMES[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[2:])]
+)
 @torch.inference_mode()
 def test_equals_timm(name: str) -> None:
     ours, theirs = seeded_model(name), timm.create_model(TIMM_NAMES[name], pretrained=False).eval()

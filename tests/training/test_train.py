@@ -187,6 +187,7 @@ def test_options_that_cannot_be_had(options: TrainOptions, change: dict[str, obj
         finetune(replace(options, **change))
 
 
+@pytest.mark.slow
 def test_resuming_after_a_kill_ends_in_the_same_bits(few_digits: Path, tmp_path: Path) -> None:
     arguments = (
         "finetune", few_digits, *SMALL_ARGUMENTS, "--epochs", 4, "--batch-size", 4, "--lr", 0.01, "--ema", 0.9,

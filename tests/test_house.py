@@ -15,7 +15,7 @@ ORDER = ("system", "", "deploy", "bulk", "evaluation", "training", "cli")
 DOORS = ("__init__.py", "__main__.py")
 # Likewise of cpp/src, where each room includes those before it alone.
 CPP_ORDER = ("threads", "image", "resample", "model", "engine", "run", "libtorch")
-MOST_FILES, MOST_LINES = 14, 420
+MOST_FILES, MOST_LINES = 14, 400
 
 
 def folders_of(house: Path) -> Iterator[Path]:
@@ -58,7 +58,8 @@ def test_folders_are_small_and_files_are_short() -> None:
     for folder in folders_of(ROOT / "swsl"):
         files = [path for path in folder.iterdir() if path.is_file() and path.stat().st_size]
         assert len(files) <= MOST_FILES, f"{folder}: {len(files)} files; give some of them a folder"
-        for path in folder.glob("*.py"):
+    for house in ("swsl", "tests", "benchmarks"):
+        for path in (ROOT / house).rglob("*.py"):
             lines = path.read_text("utf-8").count("\n")
             assert lines <= MOST_LINES, f"{path}: {lines} lines; it is more than one thing"
 

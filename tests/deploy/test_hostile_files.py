@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from hostile_files import Case, cases, sound_file
+from hostile_files import Case, cases
+from small_file import sound_file
 
 from swsl.deploy.export import ModelError, read_metadata, verify
 from swsl.deploy.golden import golden_input

@@ -70,6 +70,29 @@ def test_an_error_that_a_signal_caused_is_an_interruption(
     assert capsys.readouterr().err == "swsl: interrupted: nothing was kept; run it again\n"
 
 
+def test_a_worker_that_is_stopped_too_costs_no_words(
+    few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """torchrun signals a whole process group; DataLoader raises when a worker's end is told, however late."""
+
+    def worker_ended(*_: object) -> None:
+        raise RuntimeError("DataLoader worker is killed by signal: Terminated")
+
+    def words(*_: object) -> str:
+        signal.raise_signal(signal.SIGCHLD)
+        return "what is kept"
+
+    monkeypatch.setattr("swsl.training.train.list_training_data", stopped_by(signal.SIGTERM))
+    monkeypatch.setattr("swsl.training.train.what_is_kept", words)
+    before = signal.signal(signal.SIGCHLD, worker_ended)
+    try:
+        assert main(["finetune", str(few_digits), "-o", str(tmp_path / "run")]) == 143
+        assert signal.getsignal(signal.SIGCHLD) is worker_ended
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert capsys.readouterr().err == "swsl: interrupted: what is kept\n"
+
+
 def test_a_second_signal_ends_the_process_at_once() -> None:
     script = """if True:
         import os, signal, time

@@ -245,8 +245,8 @@ PYBIND11_MODULE(_C, m) {
   py::class_<Stream>(m, "Stream")
       .def(py::init([](const Runner& runner, int batch_size, int workers, int top_k,
                        const std::string& output, std::optional<double> max_wait) {
-             std::optional<std::chrono::microseconds>
-                 wait;  // 1e9 seconds are for ever, and can still be counted
+             // 1e9 seconds are for ever, and can still be counted.
+             std::optional<std::chrono::microseconds> wait;
              if (max_wait)
                wait = std::chrono::microseconds(static_cast<std::int64_t>(std::min(*max_wait, 1e9) * 1e6));
              const swsl::StreamOptions options{batch_size, workers, top_k, parse_output(output), wait};

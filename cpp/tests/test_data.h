@@ -24,6 +24,11 @@ inline std::string contents(const std::string& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
+inline const swsl::FrozenModel& tiny() {
+  static const auto loaded = swsl::FrozenModel::load(data("tiny.pt"));
+  return loaded;
+}
+
 // Numbers that eager PyTorch has written.
 inline std::vector<float> floats(const std::string& name) {
   const std::string bytes = contents(data(name));

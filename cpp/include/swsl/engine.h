@@ -3,7 +3,7 @@
 //   auto model = swsl::FrozenModel::load("model.pt");
 //   auto engine = swsl::make_engine(model, {.threads = 2});
 //   std::vector<float> logits(2 * engine->info().classes);
-//   engine->forward(swsl::Batch::contiguous(pixels, {2, 3, 224, 224}), logits.data());
+//   engine->forward(swsl::Batch::contiguous(pixels.data(), {2, 3, 224, 224}), logits.data());
 //   std::cout << engine->info().name << ": " << engine->info().reason << '\n';
 //
 // The core has an engine for float32 and bfloat16 on every CPU. Linking swsl::libtorch adds TorchScript's,

@@ -1,8 +1,8 @@
 // A frozen module: the `.pt` that `swsl export` writes, and everything it says about itself.
 //
 //   auto model = swsl::FrozenModel::load("model.pt");
-//   std::cout << model.metadata().variant.value_or("fine-tuned") << ": " << model.metadata().labels.size() <<
-//   " classes\n";
+//   const auto& metadata = model.metadata();
+//   std::cout << metadata.variant.value_or("fine-tuned") << ": " << metadata.labels.size() << " classes\n";
 //
 // The file is mapped into memory, not parsed: loading takes no time, and weights are read when an engine
 // packs them.

@@ -1,7 +1,7 @@
 // Where the time of a forward pass goes.
 //
-//   for (const auto& layer : runner.profile(batch)) std::cout << layer.shape << ' ' << layer.seconds * 1e3 <<
-//   " ms\n";
+//   for (const auto& layer : runner.profile(batch))
+//     std::cout << layer.shape << ' ' << layer.seconds * 1e3 << " ms\n";
 //
 // A plain struct; nothing here throws.
 #pragma once

@@ -1,13 +1,13 @@
 // From image files to predictions: decode → preprocess → engine → softmax → top-k.
 //
 //   swsl::Runner runner("model.pt", {.device = "cpu"});
-//   for (const auto& p : runner.classify_file("dog.jpg", /*top_k=*/5)) std::cout << p.label << ' ' <<
-//   p.probability << '\n';
+//   for (const auto& p : runner.classify_file("dog.jpg", /*top_k=*/5))
+//     std::cout << p.label << ' ' << p.probability << '\n';
 //
-//   std::vector<swsl::ImageSource> images = {"a.jpg", swsl::EncodedImage{bytes.data(), bytes.size()},
-//   image.view()}; for (const auto& result : runner.classify(images, 5))
-//     if (!result.ok()) std::cerr << result.error << '\n';     // one bad image is one error; the others have
-//     predictions
+//   std::vector<swsl::ImageSource> images = {"a.jpg", image.view(),
+//                                            swsl::EncodedImage{bytes.data(), bytes.size()}};
+//   for (const auto& result : runner.classify(images, 5))
+//     if (!result.ok()) std::cerr << result.error << '\n';  // one bad image; the others have predictions
 //
 // Errors: ModelError for the model's file, std::invalid_argument for a faulty argument or option, ImageError
 // from classify_file. In batches an image's error is in its own place instead.

@@ -80,13 +80,6 @@ void check_tensor(const at::Tensor& batch) {
   throw std::invalid_argument("batch: expected a floating-point tensor N×3×height×width, got " + found);
 }
 
-void check_profiled(const at::Tensor& batch, int max_batch) {
-  check_tensor(batch);
-  if (batch.size(0) > max_batch)
-    throw std::invalid_argument("batch: expected at most " + std::to_string(max_batch) +
-                                " images to profile (max_batch), got " + std::to_string(batch.size(0)));
-}
-
 void out_of_memory(const at::Tensor& batch, const std::string& device) {
   throw std::runtime_error("out of memory on " + device + ": not even one image of " +
                            std::to_string(batch.size(2)) + " × " + std::to_string(batch.size(3)) +

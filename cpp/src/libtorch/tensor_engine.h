@@ -45,7 +45,6 @@ GoldenResult check_golden(const FrozenModel& model,
 
 // Throws std::invalid_argument.
 void check_tensor(const at::Tensor& batch);
-void check_profiled(const at::Tensor& batch, int max_batch);
 
 // Where not even a single image of the batch fits.
 [[noreturn]] void out_of_memory(const at::Tensor& batch, const std::string& device);

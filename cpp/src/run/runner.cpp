@@ -306,8 +306,7 @@ std::vector<Prediction> Runner::State::predictions(std::span<const float> row, i
 Runner::Runner(const std::string& model_path, const RunnerOptions& options)
     : state_(State::make(FrozenModel::load(model_path), options)) {
 #ifdef __GLIBC__
-  malloc_trim(
-      0);  // the engine has packed the weights; the module's own are freed, and glibc would keep their memory
+  malloc_trim(0);  // glibc would keep what reading and packing have freed
 #endif
 }
 Runner::~Runner() = default;

@@ -23,11 +23,6 @@ using swsl::make_engine;
 
 namespace {
 
-const swsl::FrozenModel& model() {
-  static const auto loaded = swsl::FrozenModel::load(data("tiny.pt"));
-  return loaded;
-}
-
 bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
 }
@@ -48,7 +43,7 @@ int in_child(const std::function<int()>& work) {
 
 TEST(every_processor_has_one_for_float32_and_bfloat16) {
   for (const auto dtype : {ElementType::float32, ElementType::bfloat16}) {
-    const auto engine = make_engine(model(), {.dtype = dtype});
+    const auto engine = make_engine(tiny(), {.dtype = dtype});
     CHECK_EQ(engine->info().name, "planned");
     CHECK_EQ(engine->info().dtype, swsl::dtype_name(dtype));
     CHECK_EQ(engine->info().classes, 10);
@@ -62,24 +57,24 @@ TEST(every_processor_has_one_for_float32_and_bfloat16) {
 TEST(a_photograph_gives_what_eager_python_gives) {
   const auto input = floats("input.f32");
   const auto batch = swsl::Batch::contiguous(input.data(), {1, 3, 64, 64});
-  const auto engine = make_engine(model());
+  const auto engine = make_engine(tiny());
   const swsl::Outputs actual{forward(*engine, batch), embed(*engine, batch)};
   const swsl::Outputs expected{floats("logits.f32"), floats("features.f32")};
-  CHECK(swsl::output_errors(model().metadata().golden, actual, expected).largest() <= 1e-5);
+  CHECK(swsl::output_errors(tiny().metadata().golden, actual, expected).largest() <= 1e-5);
 }
 
 TEST(what_it_has_no_kernels_for_needs_libtorch) {
   const auto silu = swsl::FrozenModel::load(data("silu.pt"));
   CHECK_THROWS(swsl::NeedsLibTorch, "has no silu", make_engine(silu));
   CHECK_THROWS(swsl::NeedsLibTorch, "float32 and bfloat16 only",
-               make_engine(model(), {.dtype = ElementType::float16}));
+               make_engine(tiny(), {.dtype = ElementType::float16}));
   CHECK_THROWS(swsl::NeedsLibTorch, "device: \"cuda:1\" needs swsl's LibTorch part",
                swsl::parse_device("cuda:1"));
   CHECK_EQ(swsl::parse_device("auto"), "cpu");
 }
 
 TEST(the_answers_do_not_depend_on_the_batch) {
-  const auto engine = make_engine(model(), {.max_batch = 4});
+  const auto engine = make_engine(tiny(), {.max_batch = 4});
   const auto images = make_images(13);
   const auto together = forward(*engine, images.batch);
   for (std::size_t i = 0; i < 13; ++i) {
@@ -91,7 +86,7 @@ TEST(the_answers_do_not_depend_on_the_batch) {
 }
 
 TEST(a_batch_is_read_where_it_lies_in_any_order_and_type) {
-  const auto engine = make_engine(model());
+  const auto engine = make_engine(tiny());
   const auto images = make_images(2);
   const auto logits = forward(*engine, images.batch);
   std::vector<float> last(images.numbers.size());
@@ -125,7 +120,7 @@ TEST(float16_is_widened_as_ieee_754_has_it) {
 }
 
 TEST(faulty_arguments_are_named) {
-  const auto engine = make_engine(model());
+  const auto engine = make_engine(tiny());
   auto images = make_images(1);
   images.batch.shape[1] = 4;
   CHECK_THROWS(std::invalid_argument, "batch: expected N×3×height×width, got 1×4×64×64",
@@ -134,11 +129,11 @@ TEST(faulty_arguments_are_named) {
   images.batch.cuda = 0;
   CHECK_THROWS(std::invalid_argument, "CUDA device 0", forward(*engine, images.batch));
   CHECK_THROWS(std::invalid_argument, "threads: expected 0 or more, got -1",
-               make_engine(model(), {.threads = -1}));
+               make_engine(tiny(), {.threads = -1}));
   CHECK_THROWS(std::invalid_argument, "max_batch: expected 1 or more, got 0",
-               make_engine(model(), {.max_batch = 0}));
+               make_engine(tiny(), {.max_batch = 0}));
   CHECK_THROWS(std::invalid_argument, "tf32: expected dtype float32 on a CUDA device",
-               make_engine(model(), {.tf32 = true}));
+               make_engine(tiny(), {.tf32 = true}));
   CHECK_THROWS(std::invalid_argument, "got \"int8\"", swsl::parse_dtype("int8"));
   for (const char* name : {"", "gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:1x", "cpu:0"})
     CHECK_THROWS(std::invalid_argument, "device: expected \"cpu\", \"cuda\", \"cuda:N\" or \"auto\"",
@@ -159,7 +154,7 @@ TEST(damaged_weights_are_refused) {
 }
 
 TEST(callers_and_engines_do_not_disturb_each_other) {
-  const auto one = make_engine(model(), {.threads = 2}), two = make_engine(model(), {.threads = 3});
+  const auto one = make_engine(tiny(), {.threads = 2}), two = make_engine(tiny(), {.threads = 3});
   const auto images = make_images(3);
   const auto expected = forward(*one, images.batch);
   std::vector<std::thread> callers;
@@ -173,7 +168,7 @@ TEST(callers_and_engines_do_not_disturb_each_other) {
 }
 
 TEST(the_profile_covers_the_network) {
-  const auto engine = make_engine(model(), {.max_batch = 2});
+  const auto engine = make_engine(tiny(), {.max_batch = 2});
   const auto layers = engine->profile(make_images(2).batch);
   // The stem, four bottlenecks of three convolutions and a shortcut each, the classifier; two pools and the
   // input's step.
@@ -187,8 +182,8 @@ TEST(the_profile_covers_the_network) {
 TEST(the_choice_of_a_dtype_is_remembered) {
   const auto folder = std::filesystem::temp_directory_path() / ("swsl-test-" + std::to_string(getpid()));
   setenv("XDG_CACHE_HOME", folder.c_str(), 1);
-  const auto measured = make_engine(model(), {.dtype = swsl::parse_dtype("auto")});
-  const auto known = make_engine(model(), {.dtype = swsl::parse_dtype("auto")});
+  const auto measured = make_engine(tiny(), {.dtype = swsl::parse_dtype("auto")});
+  const auto known = make_engine(tiny(), {.dtype = swsl::parse_dtype("auto")});
   if (swsl::cpu::supported(swsl::cpu::Isa::avx512bf16)) {
     CHECK(contains(measured->info().reason, "an image takes"));
     CHECK(contains(known->info().reason, "when first measured here"));
@@ -203,7 +198,7 @@ TEST(the_choice_of_a_dtype_is_remembered) {
 }
 
 TEST(a_forked_process_is_told_to_make_its_own) {
-  const auto engine = make_engine(model());
+  const auto engine = make_engine(tiny());
   CHECK_EQ(in_child([&] {
              try {
                forward(*engine, make_images(1).batch);
@@ -216,7 +211,7 @@ TEST(a_forked_process_is_told_to_make_its_own) {
 }
 
 TEST(a_forked_process_can_destroy_what_it_has_of_its_parents) {
-  auto engine = make_engine(model(), {.threads = 2});
+  auto engine = make_engine(tiny(), {.threads = 2});
   forward(*engine, make_images(1).batch);
   std::this_thread::sleep_for(std::chrono::milliseconds(100));  // so that its threads wait for work
   CHECK_EQ(in_child([&] { return engine.reset(), 0; }), 0);
@@ -224,7 +219,7 @@ TEST(a_forked_process_can_destroy_what_it_has_of_its_parents) {
 
 TEST(a_forked_process_makes_and_uses_an_engine_of_its_own) {
   const auto images = make_images(5);
-  const auto expected = forward(*make_engine(model()), images.batch);
+  const auto expected = forward(*make_engine(tiny()), images.batch);
   CHECK_EQ(in_child([&] {
              const auto own = swsl::FrozenModel::load(data("tiny.pt"));
              return forward(*make_engine(own), images.batch) == expected ? 0 : 1;

@@ -1,7 +1,7 @@
 // libFuzzer: a part of an image against the whole, and the sanitizers against both.
 //
 //   CC=clang CXX=clang++ cmake -B fuzz -G Ninja -DSWSL_FUZZ=ON && cmake --build fuzz --target fuzz_image
-//   mkdir corpus && fuzz/fuzz_image -max_len=4096 -max_total_time=180 corpus FOLDER_OF_SMALL_IMAGES
+//   mkdir corpus && fuzz/cpp/tests/fuzz_image -max_len=4096 -max_total_time=180 corpus FOLDER_OF_SMALL_IMAGES
 #include <cstdio>
 #include <cstdlib>
 

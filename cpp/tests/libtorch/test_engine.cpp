@@ -18,11 +18,6 @@ using swsl::make_engine;
 
 namespace {
 
-const swsl::FrozenModel& model() {
-  static const auto loaded = swsl::FrozenModel::load(data("tiny.pt"));
-  return loaded;
-}
-
 at::Tensor batch(std::int64_t count, std::int64_t height = 64, std::int64_t width = 64) {
   const auto images = make_images(count, height, width);
   return at::tensor(images.numbers).view({count, 3, height, width});
@@ -40,16 +35,16 @@ double difference(const at::Tensor& a, const at::Tensor& b) {
 
 TEST(any_batch_and_size_gives_the_modules_own_answers) {
   for (const auto dtype : {ElementType::float32, ElementType::float16}) {
-    const auto engine = make_engine(model(), {.dtype = dtype, .max_batch = 4});
+    const auto engine = make_engine(tiny(), {.dtype = dtype, .max_batch = 4});
     const double tolerance = dtype == ElementType::float32 ? 1e-5 : 1e-2;
     for (const int count : {1, 2, 3, 4, 5, 7, 8, 13})
-      CHECK(error_of(*engine, model(), batch(count)) <= tolerance);
-    CHECK(error_of(*engine, model(), batch(2, 96, 130)) <= tolerance);
+      CHECK(error_of(*engine, tiny(), batch(count)) <= tolerance);
+    CHECK(error_of(*engine, tiny(), batch(2, 96, 130)) <= tolerance);
   }
 }
 
 TEST(torchscript_runs_what_the_core_has_no_kernels_for) {
-  const auto half = make_engine(model(), {.dtype = ElementType::float16});
+  const auto half = make_engine(tiny(), {.dtype = ElementType::float16});
   CHECK_EQ(half->info().name, "torchscript");
   CHECK(half->info().reason.find("float32 and bfloat16 only") != std::string::npos);
   CHECK_EQ(half->info().classes, 10);
@@ -65,7 +60,7 @@ TEST(torchscript_runs_what_the_core_has_no_kernels_for) {
 TEST(plain_batches_give_what_tensors_give) {
   const auto images = make_images(3);
   for (const auto dtype : {ElementType::float32, ElementType::float16}) {
-    const auto engine = make_engine(model(), {.dtype = dtype});
+    const auto engine = make_engine(tiny(), {.dtype = dtype});
     CHECK(forward(*engine, images.batch) == numbers(forward(*engine, batch(3))));
     CHECK(embed(*engine, images.batch) == numbers(swsl::libtorch::embed(*engine, batch(3))));
   }
@@ -73,7 +68,7 @@ TEST(plain_batches_give_what_tensors_give) {
 
 TEST(an_empty_batch_gives_no_rows) {
   for (const auto dtype : {ElementType::float32, ElementType::float16}) {
-    const auto engine = make_engine(model(), {.dtype = dtype});
+    const auto engine = make_engine(tiny(), {.dtype = dtype});
     CHECK(forward(*engine, batch(0)).sizes() == at::IntArrayRef({0, 10}));
     CHECK(swsl::libtorch::embed(*engine, batch(0)).sizes() == at::IntArrayRef({0, 2048}));
   }
@@ -81,7 +76,7 @@ TEST(an_empty_batch_gives_no_rows) {
 
 TEST(views_and_other_dtypes_are_taken) {
   for (const auto dtype : {ElementType::float32, ElementType::float16}) {
-    const auto engine = make_engine(model(), {.dtype = dtype});
+    const auto engine = make_engine(tiny(), {.dtype = dtype});
     const auto input = batch(3);
     const auto logits = forward(*engine, input);
     const double tolerance = dtype == ElementType::float32 ? 1e-6 : 1e-2;
@@ -96,7 +91,7 @@ TEST(views_and_other_dtypes_are_taken) {
 
 TEST(results_can_be_used_in_autograd) {
   for (const auto dtype : {ElementType::float32, ElementType::float16}) {
-    const auto logits = forward(*make_engine(model(), {.dtype = dtype}), batch(2));
+    const auto logits = forward(*make_engine(tiny(), {.dtype = dtype}), batch(2));
     CHECK(!logits.is_inference());
     auto weight = at::ones({10, 1}).requires_grad_();
     logits.matmul(weight).sum().backward();
@@ -107,9 +102,9 @@ TEST(results_can_be_used_in_autograd) {
 TEST(each_dtype_keeps_its_tolerance) {
   const auto input = batch(5);
   for (const auto dtype : {ElementType::float32, ElementType::bfloat16, ElementType::float16}) {
-    const auto engine = make_engine(model(), {.dtype = dtype});
-    CHECK(error_of(*engine, model(), input) <=
-          model().metadata().golden.tolerances.at(swsl::dtype_name(dtype)));
+    const auto engine = make_engine(tiny(), {.dtype = dtype});
+    CHECK(error_of(*engine, tiny(), input) <=
+          tiny().metadata().golden.tolerances.at(swsl::dtype_name(dtype)));
     CHECK_EQ(engine->info().dtype, swsl::dtype_name(dtype));
     CHECK(engine->info().golden.passed() && !engine->info().reason.empty());
   }
@@ -117,7 +112,7 @@ TEST(each_dtype_keeps_its_tolerance) {
 
 TEST(faulty_arguments_are_named) {
   for (const auto dtype : {ElementType::float32, ElementType::float16}) {
-    const auto engine = make_engine(model(), {.dtype = dtype});
+    const auto engine = make_engine(tiny(), {.dtype = dtype});
     CHECK_THROWS(std::invalid_argument,
                  "batch: expected a floating-point tensor N×3×height×width, got Float 3 64 64",
                  forward(*engine, batch(1)[0]));
@@ -146,7 +141,7 @@ TEST(rows_become_tensors_in_the_same_memory) {
 
 TEST(threads_are_the_engines_own) {
   const int before = at::get_num_threads();
-  const auto engine = make_engine(model(), {.dtype = ElementType::float16, .threads = before + 1});
+  const auto engine = make_engine(tiny(), {.dtype = ElementType::float16, .threads = before + 1});
   CHECK_EQ(engine->info().threads, before + 1);
   forward(*engine, batch(2));
   CHECK_EQ(at::get_num_threads(), before);
@@ -157,7 +152,7 @@ TEST(threads_are_the_engines_own) {
 
 TEST(a_forked_process_can_destroy_what_it_has_of_its_parents) {
   for (const auto dtype : {ElementType::float32, ElementType::float16}) {
-    auto engine = make_engine(model(), {.dtype = dtype, .threads = 2});
+    auto engine = make_engine(tiny(), {.dtype = dtype, .threads = 2});
     forward(*engine, batch(1));
     std::this_thread::sleep_for(std::chrono::milliseconds(100));  // so that its threads wait for work
     const auto child = fork();
@@ -177,7 +172,7 @@ TEST(a_forked_process_makes_and_uses_an_engine_of_its_own) {
   at::randn({500, 500}).matmul(at::randn({500, 500}));  // OpenMP has threads now, which the child lacks
   for (const auto dtype : {ElementType::float32, ElementType::float16}) {
     const auto input = batch(5);
-    const auto expected = forward(*make_engine(model(), {.dtype = dtype}), input);
+    const auto expected = forward(*make_engine(tiny(), {.dtype = dtype}), input);
     const auto child = fork();
     if (child == 0) {
       alarm(60);  // which ends a child that hangs

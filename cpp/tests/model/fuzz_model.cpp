@@ -1,7 +1,7 @@
 // A libFuzzer target: whatever the bytes, loading them as a frozen module gives one or a ModelError.
 //
-//   cmake -B build -DSWSL_FUZZ=ON -DCMAKE_CXX_COMPILER=clang++ && cmake --build build --target fuzz_model
-//   mkdir corpus && cp tiny.pt corpus && build/cpp/tests/fuzz_model -max_len=200000 corpus
+//   CC=clang CXX=clang++ cmake -B fuzz -G Ninja -DSWSL_FUZZ=ON && cmake --build fuzz --target fuzz_model
+//   mkdir corpus && fuzz/cpp/tests/fuzz_model -max_len=200000 corpus
 #include <sys/mman.h>
 #include <unistd.h>
 

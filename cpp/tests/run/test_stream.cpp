@@ -327,8 +327,8 @@ TEST(small_batches_fill_no_more_buffers_than_there_are) {
   };
   Pipeline pipeline(options);
   pipeline.push("1");
-  started
-      .wait();  // a batch of one, and then as many images as may be under way: four batches for three buffers
+  // A batch of one, and then as many images as may be under way: four batches for three buffers.
+  started.wait();
   for (int i = 2; i <= 12; ++i) pipeline.push(std::to_string(i));
   go_on.count_down();
   for (int i = 1; i <= 12; ++i) check_number(pipeline.pop().value(), i, 1 << 30);

@@ -6,9 +6,8 @@
 // overflows, and the final sum fits 32 bits.
 //
 //   avx2, halves:   k = low + 2^16 high, signed 16 bits each. vpmaddwd multiplies a pair of taps.
-//   avx512, bytes:  k = low + 2^8 middle + 2^16 high, signed 8 bits each. vpdpbusd multiplies four taps at
-//   once. |k| stays below
-//                   2^23 - 2^15: the largest that normalisation produces is bicubic's 1.125 × 2^22.
+//   avx512, bytes:  k = low + 2^8 middle + 2^16 high, signed 8 bits each. vpdpbusd multiplies four taps.
+//                   |k| stays below 2^23 - 2^15: normalisation makes at most bicubic's 1.125 × 2^22.
 #pragma once
 
 #include <cstdint>

@@ -149,7 +149,7 @@ class CudaEngine final : public TensorEngine {
   const EngineInfo& info() const override { return info_; }
 
   std::vector<LayerTime> profile_tensor(const at::Tensor& batch) override {
-    check_profiled(batch, max_batch_);
+    check_profiled(as_batch(batch), max_batch_);
     check_process(process_, lost_by_fork);
     if (batch.size(0) == 0) return {};
     const PlainMode mode;

@@ -85,7 +85,8 @@ def _stoppable() -> Iterator[list[int]]:
         came.append(number)
         for known in before:
             signal.signal(known, signal.SIG_DFL)
-        if hasattr(signal, "SIGCHLD"):  # DataLoader's handler raises where a worker was stopped too: amid our last words
+        # DataLoader's handler raises where a worker was stopped too: amid our last words.
+        if hasattr(signal, "SIGCHLD"):
             before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
         raise KeyboardInterrupt
 

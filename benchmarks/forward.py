@@ -4,8 +4,9 @@
     python benchmarks/forward.py --json forward.json --only 50_32x4d --batches 1 --dtypes float32
     python benchmarks/forward.py --json forward.json --readme README.md --rounds 0    # only writes the table
 
-Every engine is a process of its own that stays loaded; they take turns, and a row is the median over the rounds. Needs the
-compiled runner, and for the peers: pip install onnx onnxscript onnxruntime openvino.
+Every engine is a process of its own that stays loaded; they take turns, and a row is the median over the rounds. The file and
+the README keep the tables of other processors as they are. Needs the compiled runner, and for the peers: pip install onnx
+onnxscript onnxruntime openvino.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ def load(engine: str, name: str, folder: Path, images: Tensor, dtype: str, threa
         runner = Runner(folder / "model.pt", dtype=dtype, threads=threads, batch_size=len(images))
         if runner.info.name != "planned":
             raise ValueError(runner.info.reason)
+        print(json.dumps({"engine": runner.info.reason}), flush=True)
         return lambda: runner.forward(images)
     if engine == "onnxruntime":
         import onnxruntime
@@ -149,7 +151,11 @@ def measure(name: str, batch: int, dtype: str, folder: Path, arguments: argparse
         worker = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
-        line = worker.stdout.readline()  # type: ignore[union-attr]
+        assert worker.stdout
+        line = worker.stdout.readline()
+        if engine == "swsl" and "engine" in line:  # "… packed for avx2; …"
+            row["instructions"] = json.loads(line)["engine"].split("packed for ")[1].split(";")[0]
+            line = worker.stdout.readline()
         ready = json.loads(line) if line else {"skip": f"its process ended with {worker.wait()}"}
         if "skip" in ready:
             row["skipped"][engine] = ready["skip"]
@@ -188,7 +194,7 @@ def figures(row: dict[str, Any]) -> tuple[float, float, str]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The README's table, in Markdown."""
+    """The README's table for one processor, in Markdown."""
     lines = [
         "| dtype | variant | batch | " + " | ".join(ENGINES) + " | against the fastest peer | of the peak |",
         "|---|---|---|" + "---|" * (len(ENGINES) + 2),
@@ -205,17 +211,12 @@ def table(results: dict[str, Any]) -> str:
             cells[0] = f"**{cells[0]}**"
             variant = name.removeprefix("swsl_resnext")
             lines.append(
-                f"| {dtype} | {variant} | {batch} | {' | '.join(cells)} | {ratio:.2f}× | {share:.0%} |"
+                f"| {dtype} ({row['instructions']}) | {variant} | {batch} | {' | '.join(cells)} | {ratio:.2f}× | {share:.0%} |"
             )
         if ratios:
             mean = math.exp(statistics.fmean(map(math.log, ratios)))
             lines.append(f"| {dtype} | geometric mean | |" + " |" * len(ENGINES) + f" **{mean:.2f}×** | |")
-    lines += [
-        "",
-        "Milliseconds per image at 224×224, medians of rounds in which the engines take turns. The peak is a loop of "
-        "multiply-adds in registers, measured in the same rounds. torchscript: frozen, with optimize_for_inference; inductor: "
-        f"torch.compile with freezing; onnxruntime has no bfloat16 convolutions on a CPU. {results['environment']}",
-    ]
+    lines += ["", results["environment"]]
     return "\n".join(lines)
 
 
@@ -244,9 +245,10 @@ def main() -> None:
     if arguments.worker:
         serve(arguments)
         return
-    results: dict[str, Any] = {"rows": {}}
+    processors: dict[str, Any] = {}
     if arguments.json and arguments.json.exists():
-        results = json.loads(arguments.json.read_text("utf-8"))
+        processors = json.loads(arguments.json.read_text("utf-8"))
+    results: dict[str, Any] = processors.setdefault(report.processor(), {"rows": {}})
     if arguments.rounds:
         results["environment"] = report.environment(arguments.threads, "torch", "onnxruntime", "openvino")
     for wanted in arguments.only if arguments.rounds else []:
@@ -266,7 +268,7 @@ def main() -> None:
                     for engine, why in row["skipped"].items():
                         print(f"  without {engine}: {why}", flush=True)
                     if arguments.json:
-                        arguments.json.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+                        arguments.json.write_text(json.dumps(processors, indent=1) + "\n", "utf-8")
     order = list(VARIANTS)
     results["rows"] = dict(
         sorted(
@@ -278,7 +280,7 @@ def main() -> None:
         text = table(results)
         print(text)
         if arguments.readme:
-            report.write_table(arguments.readme, "forward", text)
+            report.write_table(arguments.readme, "forward", text, part=report.processor())
 
 
 if __name__ == "__main__":

@@ -16,12 +16,35 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def processor() -> str:
-    """The CPU's name."""
+    """The CPU's name and its family's, which a virtual machine's name often lacks: "AMD EPYC (Zen 3)"."""
     path = Path("/proc/cpuinfo")
+    facts: dict[str, str] = {}
     for line in path.read_text().splitlines() if path.exists() else []:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+        key, _, value = line.partition(":")
+        facts.setdefault(key.strip(), value.strip())
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    family = processor_family(facts)
+    return f"{name} ({family})" if family else name
+
+
+def processor_family(facts: dict[str, str]) -> str:
+    """By what /proc/cpuinfo says of an x86 processor; "" of others."""
+    if not {"vendor_id", "cpu family", "model"} <= facts.keys():
+        return ""
+    vendor, family, model = facts["vendor_id"], int(facts["cpu family"]), int(facts["model"])
+    if vendor == "AuthenticAMD" and family == 25:  # Zen 3's models and Zen 4's are in turns
+        return "Zen 4" if "avx512f" in facts.get("flags", "").split() else "Zen 3"
+    known = {
+        ("AuthenticAMD", 26): "Zen 5",
+        ("GenuineIntel", 6, 85): "Skylake-SP, Cascade Lake or Cooper Lake",
+        ("GenuineIntel", 6, 106): "Ice Lake",
+        ("GenuineIntel", 6, 143): "Sapphire Rapids",
+        ("GenuineIntel", 6, 173): "Granite Rapids",
+        ("GenuineIntel", 6, 207): "Emerald Rapids",
+    }
+    return (
+        known.get((vendor, family)) or known.get((vendor, family, model)) or f"family {family}, model {model}"
+    )
 
 
 def versions(*packages: str) -> str:
@@ -43,12 +66,27 @@ def environment(threads: int, *packages: str) -> str:
     )
 
 
-def write_table(readme: Path, name: str, text: str) -> None:
-    """Replaces what stands between the README's markers of this name."""
+def write_table(readme: Path, name: str, text: str, part: str = "") -> None:
+    """Replaces what stands between the README's markers of this name; with ``part``, only that part of it, which is added
+    where there is none."""
+    before, inside, after = _split(readme.read_text("utf-8"), name)
+    if part:
+        markers = f"{name}, {part}"
+        if f"<!-- {markers}:begin -->" not in inside:
+            inside += f"\n<!-- {markers}:begin -->\n<!-- {markers}:end -->\n"
+        first, _, last = _split(inside, markers)
+        text = f"{first}\n{text}\n{last}"
+    else:
+        text = f"\n{text}\n"
+    readme.write_text(before + text + after, "utf-8")
+
+
+def _split(text: str, name: str) -> tuple[str, str, str]:
+    """Up to a marker, from there to the next, and the rest; both markers are outside the middle."""
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    before, rest = readme.read_text("utf-8").split(begin)
-    _, after = rest.split(end)
-    readme.write_text(f"{before}{begin}\n{text}\n{end}{after}", "utf-8")
+    before, rest = text.split(begin)
+    inside, after = rest.split(end)
+    return before + begin, inside, end + after
 
 
 def seeded(name: str) -> torch.nn.Module:

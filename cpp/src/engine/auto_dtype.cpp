@@ -12,6 +12,7 @@
 
 #include "engine/backend.h"
 #include "engine/cpu_engine.h"
+#include "engine/kernels/kernels.h"
 
 namespace swsl {
 namespace {
@@ -53,8 +54,8 @@ std::optional<fs::path> cache_file() {
 // Whatever could change the answer. The metadata hold the golden logits, so they tell models apart.
 std::string cache_key(const FrozenModel& model, const EngineOptions& options) {
   const std::string all = processor() + '\n' + model.metadata().json + '\n' + options.device + '\n' +
-                          std::to_string(options.threads) + '\n' +
-                          (backend() ? backend()->info().torch_version : "") + '\n' + SWSL_VERSION;
+                          std::to_string(options.threads) + '\n' + cpu::name(cpu::best_kernels(true).isa) +
+                          '\n' + (backend() ? backend()->info().torch_version : "") + '\n' + SWSL_VERSION;
   return std::to_string(std::hash<std::string>{}(all));
 }
 

@@ -57,6 +57,7 @@ class CpuEngine final : public Engine {
     info_.dtype = dtype_name(*options.dtype);
     info_.threads = threads_.size();
     info_.reason = std::string("fused layers, weights packed for ") + name(kernels.isa);
+    if (kernels.bfloat16) info_.reason += why_no_tiles();
     info_.classes = network_.network.layers.back().out_channels;
     info_.features = network_.network.layers.back().in_channels;
     const auto& shape = model.metadata().golden.shape;
@@ -170,6 +171,7 @@ double multiply_add_peak(ElementType dtype, int thread_count) {
     std::vector<double> operations(static_cast<std::size_t>(thread_count));
     const auto start = std::chrono::steady_clock::now();
     threads.run([&](int index) {
+      const InUse in_use(*kernels);
       operations[static_cast<std::size_t>(index)] = kernels->peak_loop(factors.data(), rounds);
     });
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;

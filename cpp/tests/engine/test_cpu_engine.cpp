@@ -9,6 +9,7 @@
 #include "engine/plan/pack.h"
 #include "engine/plan/plan.h"
 #include "engine/plan/reference.h"
+#include "engine/tile_twin.h"
 #include "threads/thread_pool.h"
 
 using namespace swsl;
@@ -108,9 +109,12 @@ void check_network(const Network& network, const KernelSet& kernels, int batch, 
 
 template <class Make>
 void on_every_isa(Make make) {
-  for (const cpu::Isa isa : {cpu::Isa::portable, cpu::Isa::avx2, cpu::Isa::avx512, cpu::Isa::avx512bf16})
+  for (const cpu::Isa isa :
+       {cpu::Isa::portable, cpu::Isa::avx2, cpu::Isa::avx512, cpu::Isa::avx512bf16, cpu::Isa::amx})
     for (const bool bfloat16 : {false, true})
       if (const KernelSet* found = kernels(isa, bfloat16)) make(*found);
+  make(twin_kernels());
+  CHECK_EQ(TileTwin::threads_configured.load(), 0);
 }
 
 }  // namespace

@@ -11,15 +11,17 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 namespace swsl::cpu {
 
-enum class Isa { portable, avx2, avx512, avx512bf16 };
+enum class Isa { portable, avx2, avx512, avx512bf16, amx };
 
 inline constexpr std::ptrdiff_t line_bytes = 64;
 inline constexpr int line_steps = 16;
 inline constexpr int step_bytes = 4;
-inline constexpr int vector_width = 16;  // float32 sums in one vector
+inline constexpr int vector_width = 16;   // float32 sums in one vector
+inline constexpr int matrix_pixels = 32;  // of a matrix tile at most
 
 // One tile: rows × columns output pixels by 1 or 2 vectors of 16 output channels.
 struct TileArgs {
@@ -42,6 +44,10 @@ struct TileArgs {
   bool float_output;     // bfloat16 kernels: write float32 lines of 16 channels
   const char* prefetch;  // what to bring into L2 meanwhile, or null
   int prefetch_lines;    // lines of it per block
+  // Of a matrix tile only. Where its pixels run on into the border, the lines of the output and the residual
+  // are -1 there.
+  int pixels;
+  std::ptrdiff_t pixel_bytes;  // from one pixel's input to the next one's
 };
 using TileKernel = void (*)(const TileArgs&);
 
@@ -83,6 +89,13 @@ struct KernelSet {
   // Multiply-adds that touch registers only, to know what the processor could do. `factors` are 32 floats;
   // returns how many floating-point operations it did.
   double (*peak_loop)(const float* factors, int rounds);
+  // Where the processor multiplies matrices: a tile of up to matrix_pixels pixels at equal distances by 2
+  // vectors, whose blocks have 16 steps, takes the place of all other tiles and of the grouped rows. Else
+  // null.
+  TileKernel matrix_tile = nullptr;
+  // A thread's first and last act with matrix tiles; see InUse.
+  void (*configure)() = nullptr;
+  void (*release)() = nullptr;
 
   int line_channels() const { return bfloat16 ? 32 : 16; }
   int line_vectors() const { return bfloat16 ? 2 : 1; }
@@ -95,6 +108,7 @@ const KernelSet& avx2_kernels();
 const KernelSet& avx2_bfloat16_kernels();
 const KernelSet& avx512_kernels();
 const KernelSet& avx512bf16_kernels();
+const KernelSet& amx_kernels();
 
 // Whether this processor and its operating system can run them.
 bool supported(Isa isa);
@@ -102,5 +116,22 @@ bool supported(Isa isa);
 const KernelSet* kernels(Isa isa, bool bfloat16);
 const KernelSet& best_kernels(bool bfloat16);
 const char* name(Isa isa);
+// Why a processor's matrix tiles are left alone, after "; "; empty where it has none, or they are used.
+std::string why_no_tiles();
+
+// A thread that calls kernels of a set, from here to the end of the block.
+class InUse {
+ public:
+  explicit InUse(const KernelSet& kernels) : kernels_(kernels) {
+    if (kernels_.configure != nullptr) kernels_.configure();
+  }
+  ~InUse() {
+    if (kernels_.release != nullptr) kernels_.release();
+  }
+  InUse(const InUse&) = delete;
+
+ private:
+  const KernelSet& kernels_;
+};
 
 }  // namespace swsl::cpu

@@ -29,7 +29,8 @@ class Packer {
         parts_(kernels.bfloat16 ? 2 : 1),
         in_per_group_(layer.in_channels / layer.groups),
         out_per_group_(layer.out_channels / layer.groups),
-        taps_(layer.window.kernel_height * layer.window.kernel_width) {
+        taps_(layer.window.kernel_height * layer.window.kernel_width),
+        matrix_(kernels.matrix_tile != nullptr) {
     packed_.kernel = first                ? ConvolutionKernel::first
                      : fits_grouped_row() ? ConvolutionKernel::grouped_row
                                           : ConvolutionKernel::tile;
@@ -42,7 +43,7 @@ class Packer {
           channel % kernels.line_channels() == 0 && channel + 2 * vector_width <= channels_;
       if (kernels.max_vectors == 2 && whole_lines && packed_.kernel != ConvolutionKernel::grouped_row) {
         const Panel wide = panel_at(channel, 2), next = panel_at(channel + vector_width, 1);
-        if (cost(wide) <= cost(panel) + cost(next)) panel = wide;
+        if (matrix_ || cost(wide) <= cost(panel) + cost(next)) panel = wide;
       }
       panel.weights = packed_.bytes;
       packed_.bytes += static_cast<std::ptrdiff_t>(panel.blocks) * panel.steps * panel.vectors * line_bytes;
@@ -83,9 +84,11 @@ class Packer {
             in = ((panel.first_block + block / taps) * line_steps + panel.first_step + step) * parts + part;
             tap = block % taps;
           } else if (packed.kernel == ConvolutionKernel::first) {
-            const int at = step * parts + part, column = at / layer.in_channels;
+            const int per_row = panel.blocks / layer.window.kernel_height;
+            const int at = (block % per_row * panel.steps + step) * parts + part,
+                      column = at / layer.in_channels;
             in = column < layer.window.kernel_width ? at % layer.in_channels : layer.in_channels;
-            tap = block * layer.window.kernel_width + column;
+            tap = block / per_row * layer.window.kernel_width + column;
           } else {  // blocks are (kernel row, step), steps are kernel columns
             const int per_row = panel.blocks / 3;
             in = block % per_row * parts + part;
@@ -107,7 +110,7 @@ class Packer {
 
   bool fits_grouped_row() const {
     const Window& w = layer_.window;
-    return layer_.groups > 1 && in_per_group_ == out_per_group_ && layer_.residual < 0 &&
+    return !matrix_ && layer_.groups > 1 && in_per_group_ == out_per_group_ && layer_.residual < 0 &&
            w.kernel_height == 3 && w.kernel_width == 3 && w.stride_height == w.stride_width &&
            w.stride_height <= 2 && w.dilation_height == 1 && w.dilation_width == 1 &&
            (in_per_group_ == 4 || in_per_group_ == 8) && layer_.out_channels % kernels_.line_channels() == 0;
@@ -118,6 +121,10 @@ class Packer {
     if (packed_.kernel == ConvolutionKernel::first) {
       panel.blocks = layer_.window.kernel_height;
       panel.steps = (layer_.window.kernel_width * layer_.in_channels + parts_ - 1) / parts_;
+      if (matrix_) {
+        panel.blocks *= round_up(panel.steps, line_steps) / line_steps;
+        panel.steps = line_steps;
+      }
       return panel;
     }
     if (packed_.kernel == ConvolutionKernel::grouped_row) {
@@ -135,7 +142,7 @@ class Packer {
     const int last_block = (end - 1) / line_steps;
     panel.blocks = (last_block - panel.first_block + 1) * taps_;
     panel.steps = line_steps;
-    if (last_block == panel.first_block) {
+    if (last_block == panel.first_block && !matrix_) {
       panel.first_step = begin % line_steps;
       panel.steps = end - begin;
     }
@@ -154,6 +161,7 @@ class Packer {
   const Layer& layer_;
   const KernelSet& kernels_;
   int parts_, in_per_group_, out_per_group_, taps_, channels_ = 0;
+  bool matrix_;
   PackedConvolution packed_;
 };
 

@@ -123,6 +123,7 @@ void Plan::lay_out(int threads) {
     }
   }
   queues_ = std::vector<Queue>(tasks_.size() * threads);
+  arena_bytes_ += overrun_;
 }
 
 // Every plane gets its place in the arena: planes that are never needed at the same time share one, and a sum
@@ -164,7 +165,9 @@ void Plan::place_planes() {
     if (plane.channels == 0) continue;
     if (value == network_.network.input) {
       plane.column_bytes = static_cast<std::ptrdiff_t>(plane.channels) * kernels.channel_bytes();
-      plane.pitch = round_up((plane.width + 2 * plane.pad) * plane.column_bytes + step_bytes, step_bytes);
+      // Kernels read a row's last channels in whole steps, or in whole lines: what follows must be zeros.
+      const int whole = kernels.matrix_tile != nullptr ? line_bytes : step_bytes;
+      plane.pitch = round_up((plane.width + 2 * plane.pad) * plane.column_bytes + whole, step_bytes);
       plane.image_step = plane.pitch * (plane.height + 2 * plane.pad);
       plane.bytes = round_up(plane.image_step * plane.images + line_bytes, line_bytes);
       continue;
@@ -247,6 +250,7 @@ void Plan::execute(int last_layer, const float* input, ThreadPool& threads, std:
     for (const auto& step : steps_) times->push_back(describe(*step, network_, planes_, batch_));
   }
   threads.run([&](int worker) {
+    const InUse in_use(*network_.kernels);
     auto before = std::chrono::steady_clock::now();
     for (std::size_t t = 0; t < tasks_.size(); ++t) {
       const Task& task = tasks_[t];

@@ -103,6 +103,7 @@ class Plan {
   std::vector<Queue> queues_;  // [task][thread]
   char* arena_ = nullptr;      // of the run under way
   std::size_t arena_bytes_ = 0;
+  std::size_t overrun_ = 0;  // how far the last matrix tile may read beyond its plane
 };
 
 }  // namespace swsl::cpu

@@ -21,6 +21,15 @@ std::vector<std::int32_t> line_table(const Plane& plane, int images) {
   return lines;
 }
 
+// A plane's lines in the order of matrix tiles; -1 where these run on into the border.
+std::vector<std::int32_t> matrix_lines(const std::vector<std::int32_t>& pixels,
+                                       const std::vector<std::int32_t>& lines) {
+  std::vector<std::int32_t> ordered;
+  ordered.reserve(pixels.size());
+  for (const std::int32_t pixel : pixels) ordered.push_back(pixel < 0 ? -1 : lines[pixel]);
+  return ordered;
+}
+
 // One row of one image: float32 planes to interleaved channels.
 void interleave_row(const float* from, int channels, std::ptrdiff_t channel_step, int width, bool bfloat16,
                     char* to) {
@@ -77,6 +86,7 @@ void Plan::build_convolution(Step& step, int images, int threads) {
   const bool first = packed.kernel == ConvolutionKernel::first;
   const std::ptrdiff_t column_bytes = from.column_bytes, pixel_bytes = column_bytes * w.stride_width;
   step.row_step = from.pitch * w.stride_height;
+  step.pixel_bytes = pixel_bytes;
   // From the interior's first pixel to the first tap of output pixel (y, x) of an image.
   const auto tap = [&](int image, int y, int x) {
     return image * from.image_step + (y * w.stride_height - w.pad_height) * from.pitch +
@@ -107,13 +117,32 @@ void Plan::build_convolution(Step& step, int images, int threads) {
     step.tiles.push_back(
         {input, pixel, {kernels.tile(rows, columns, 1, bytes), kernels.tile(rows, columns, 2, bytes)}});
   };
+  std::vector<std::int32_t> matrix_order;  // pixels of the output as matrix tiles have them
   const bool flat = !first && w.kernel_height == 1 && w.kernel_width == 1 && w.stride_height == 1 &&
                     w.stride_width == 1 && from.pad == 0;
-  const int most = kernels.tile(1, kernels.max_pixels, 1, static_cast<int>(pixel_bytes)) != nullptr
-                       ? kernels.max_pixels
-                       : 1;
+  const bool any_width = kernels.matrix_tile == nullptr &&
+                         kernels.tile(1, kernels.max_pixels, 1, static_cast<int>(pixel_bytes)) != nullptr;
+  const int most = any_width ? kernels.max_pixels : 1;
   const int pixels = images * to.height * to.width;
-  if (flat) {
+  if (kernels.matrix_tile != nullptr) {
+    // A tile goes on as long as pixels lie at the distances that it reads, over borders and rows.
+    for (int image = 0; image < images; ++image)
+      for (int y = 0; y < to.height; ++y)
+        for (int x = 0; x < to.width; ++x) {
+          const std::ptrdiff_t input = tap(image, y, x);
+          const std::ptrdiff_t beyond = step.tiles.empty() ? -1 : input - step.tiles.back().input;
+          if (beyond < 0 || beyond % pixel_bytes != 0 || beyond / pixel_bytes >= matrix_pixels) {
+            step.tiles.push_back(
+                {input, static_cast<int>(matrix_order.size()), {nullptr, kernels.matrix_tile}});
+            matrix_order.resize(matrix_order.size() + matrix_pixels, -1);
+          }
+          Tile& tile = step.tiles.back();
+          const auto position = static_cast<int>((input - tile.input) / pixel_bytes);
+          matrix_order[tile.pixel + position] = (image * to.height + y) * to.width + x;
+          tile.pixels = position + 1;
+        }
+    overrun_ = std::max<std::size_t>(overrun_, matrix_pixels * pixel_bytes);
+  } else if (flat) {
     const int count = (pixels + most - 1) / most;
     for (int i = 0; i < count; ++i) {
       const int begin = static_cast<int>(static_cast<long>(pixels) * i / count),
@@ -137,13 +166,18 @@ void Plan::build_convolution(Step& step, int images, int threads) {
   for (const Panel& panel : packed.panels) blocks = std::max(blocks, panel.blocks);
   const int taps = w.kernel_height * w.kernel_width;
   for (int block = 0; block < blocks; ++block) {
-    const int ky = first ? block : block % taps / w.kernel_width,
+    const int per_row = blocks / w.kernel_height;
+    const int ky = first ? block / per_row : block % taps / w.kernel_width,
               kx = first ? 0 : block % taps % w.kernel_width;
-    step.block_offsets.push_back((first ? 0 : block / taps * from.block_step) +
+    step.block_offsets.push_back((first ? block % per_row * line_bytes : block / taps * from.block_step) +
                                  ky * w.dilation_height * from.pitch + kx * w.dilation_width * column_bytes);
   }
   step.output_lines = line_table(to, images);
   if (layer.residual >= 0) step.residual_lines = line_table(planes_[layer.residual], images);
+  if (kernels.matrix_tile != nullptr) {
+    step.output_lines = matrix_lines(matrix_order, step.output_lines);
+    if (layer.residual >= 0) step.residual_lines = matrix_lines(matrix_order, step.residual_lines);
+  }
 
   const int tiles = static_cast<int>(step.tiles.size()), panels = static_cast<int>(packed.panels.size());
   const double input_bytes = 1.0 * pixels * w.stride_height * w.stride_width * layer.in_channels /
@@ -186,6 +220,7 @@ void Plan::run_tiles(const Step& step, int image, int chunk) const {
   args.line_row_step = to.width;
   args.relu = layer.relu;
   args.float_output = to.floats;
+  args.pixel_bytes = step.pixel_bytes;
   for (int p = first_panel; p < last_panel; ++p) {
     const Panel& panel = packed.panels[p];
     const std::ptrdiff_t to_channel = panel.first_channel / line_channels * to.block_step +
@@ -211,6 +246,7 @@ void Plan::run_tiles(const Step& step, int image, int chunk) const {
     for (int t = first_tile; t < last_tile; ++t) {
       const Tile& tile = step.tiles[t];
       args.input = panel_input + tile.input;
+      args.pixels = tile.pixels;
       args.output_lines = step.output_lines.data() + tile.pixel;
       if (residual != nullptr) args.residual_lines = step.residual_lines.data() + tile.pixel;
       tile.kernels[panel.vectors - 1](args);

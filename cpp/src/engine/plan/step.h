@@ -10,8 +10,9 @@ namespace swsl::cpu {
 
 struct Tile {
   std::ptrdiff_t input;   // bytes from the input plane's first image to the tile's first tap
-  int pixel;              // index of its first pixel in the output
+  int pixel;              // index of its first pixel in the output's lines
   TileKernel kernels[2];  // for one vector and for two
+  int pixels = 0;         // of a matrix tile
 };
 
 struct GroupedRow {
@@ -32,7 +33,8 @@ struct Plan::Step {
   std::vector<Tile> tiles;
   std::vector<GroupedRow> rows;
   std::vector<std::ptrdiff_t> block_offsets;
-  std::ptrdiff_t row_step = 0;  // bytes between the input rows of neighbouring output rows
+  std::ptrdiff_t pixel_bytes = 0;  // between the inputs of neighbouring output pixels
+  std::ptrdiff_t row_step = 0;     // bytes between the input rows of neighbouring output rows
   std::vector<std::int32_t> output_lines, residual_lines;
 };
 

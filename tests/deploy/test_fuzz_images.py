@@ -26,7 +26,7 @@ from PIL import Image, features
 import swsl
 from swsl.deploy import runner
 
-CASES = int(os.environ.get("SWSL_FUZZ_CASES", "20000"))
+CASES = int(os.environ.get("SWSL_FUZZ_CASES", "8000"))
 SEED = int(os.environ.get("SWSL_FUZZ_SEED", "0"))
 MOST_PIXELS = 1_000_000
 

@@ -174,10 +174,15 @@ def _add_validate(commands: Any) -> None:
     command.add_argument("--per-class", action="store_true", help="print every class's accuracy too")
     command.add_argument("--json", metavar="FILE", help="write every figure there (- for stdout alone)")
     command.add_argument("--reliability", metavar="FILE.png", help="draw confidence against accuracy")
-    command.set_defaults(run=_validate, writes=("json", "reliability"))
+    command.add_argument(
+        "--predictions", metavar="FILE.csv",
+        help="write each image's path, true and predicted class, the latter's probability, and the truth's rank",
+    )  # fmt: skip
+    command.set_defaults(run=_validate, writes=("json", "reliability", "predictions"))
 
 
 def _validate(arguments: argparse.Namespace) -> int:
+    from ..evaluation.answers import write_predictions
     from ..evaluation.charts import draw_calibration
     from ..evaluation.evaluate import evaluate
     from ..evaluation.labelled import read_labelled
@@ -210,6 +215,9 @@ def _validate(arguments: argparse.Namespace) -> int:
         with open_output(None if arguments.json == "-" else arguments.json) as file:
             json.dump(content, file, indent=1, ensure_ascii=False)
             print(file=file)
+    if arguments.predictions:
+        with open_output(arguments.predictions) as file:
+            write_predictions(file, result.answers, result.labels)
     if arguments.reliability:
         with replacing(arguments.reliability) as temporary:
             draw_calibration(tally.calibration, tally.ece).save(temporary, format="PNG")

@@ -3,7 +3,8 @@
     swsl.training.train.finetune(TrainOptions(data=Path("photos"), output=Path("run")))
 
 A run's folder gets ``best.pth`` (the model with the best validation accuracy, see swsl/training/checkpoint.py), ``last.pth`` (the
-latest, with all that resuming needs), ``metrics.csv``, ``curves.png``, ``confusion.png`` and ``mistakes.png`` (of the best).
+latest, with all that resuming needs), ``metrics.csv`` and ``curves.png``, and of the best ``predictions.csv``, ``confusion.png`` and
+``mistakes.png``.
 
 Everything random is a function of the seed and the position (epoch, step, image), never of a generator's history. So the
 position in ``last.pth`` is the whole random state, and a resumed run on one CPU process ends in the same bits as an
@@ -24,6 +25,7 @@ from torch.utils.data import DataLoader
 
 from ..bulk.batches import rows_of
 from ..deploy.eager import EagerRunner
+from ..evaluation.answers import Answer, answers_of
 from ..evaluation.class_folders import DataError, Samples, list_training_data
 from ..evaluation.metrics import Tally
 from ..resnext import ResNeXt
@@ -35,7 +37,7 @@ from .distributed import Processes, joined
 from .optimisation import AveragedModel, learning_rate_at, make_optimizer, set_learning_rate
 from .recipe import RECIPES, TrainOptions
 from .resuming import fingerprint, load_run, run_to_resume, what_is_kept
-from .run_folder import METRICS, WorstMistakes, make_folder, write_errors, write_history
+from .run_folder import METRICS, make_folder, write_answers, write_history
 from .starting import amp_dtype, mixing, starting_model
 
 
@@ -154,10 +156,8 @@ class _Run:
             self.epoch, self.step = epoch + 1, 0
             self.sums.zero_()
             self._save_last()
-        if self.processes.first:
-            write_history(
-                self.options.output, self.history
-            )  # once more: the run may have been killed just before
+        if self.processes.first:  # once more: the run may have been killed just before
+            write_history(options.output, self.history, options.loss_note)
         self.report(f"best top-1 {self.best[0]:.2%}: {options.output / 'best.pth'}")
         return self.history
 
@@ -240,22 +240,21 @@ class _Run:
         mine = slice(processes.rank, None, processes.world)  # every image once, in one process
         paths, targets = self.val.paths[mine], torch.tensor(self.val.targets[mine], dtype=torch.int64)
         tally = Tally(len(classes))
-        mistakes = WorstMistakes()
+        answers: dict[int, Answer] = {}  # by the image's place among all
         with Progress("images to validate", len(paths), enabled=processes.first) as progress:
             for places, logits, errors in rows_of(runner, paths, workers=max(self.options.workers, 1)):
                 self._note_corrupt([(paths[place], str(error)) for place, error in errors], progress)
                 if places:
-                    tally.update(logits, targets[places])
-                    mistakes.add(logits, targets[places], [paths[place] for place in places])
+                    top = tally.update(logits, targets[places])
+                    found = answers_of(logits, top, targets[places], [paths[place] for place in places])
+                    answers |= zip((processes.rank + place * processes.world for place in places), found, strict=True)
                 progress.advance(len(places) + len(errors), errors=len(errors))
-        for found in processes.gather(self.corrupt):
-            self.corrupt |= found  # each process has met its own; the limit is for all of them
+        for corrupt in processes.gather(self.corrupt):
+            self.corrupt |= corrupt  # each process has met its own; the limit is for all of them
         self._check_corrupt()
         tally.reduce(processes.sum)
-        found_mistakes = processes.gather(mistakes.rows)
-        mistakes = WorstMistakes()
-        for rows in found_mistakes:
-            mistakes.merge(rows)
+        for part in processes.gather(answers):
+            answers |= part
         loss, right, images = processes.sum(self.sums.clone()).tolist()
         if tally.images == 0:
             raise DataError(f"{self.options.data / 'val'}: not one image can be read")
@@ -282,8 +281,9 @@ class _Run:
                     key: value for key, value in self.history[-1].items() if key.startswith(("epoch", "val"))
                 }
                 save_checkpoint(self.options.output / "best.pth", self._checkpoint(model, metrics))
-                write_errors(self.options.output, classes, tally.confusion, mistakes)
-            write_history(self.options.output, self.history)
+                ordered = [answers[place] for place in sorted(answers)]
+                write_answers(self.options.output, classes, tally.confusion, ordered)
+            write_history(self.options.output, self.history, self.options.loss_note)
         width = len(str(self.recipe.epochs))
         self.report(
             f"epoch {self.epoch + 1:{width}}/{self.recipe.epochs}  train loss {loss / images:.4f} top-1 {right / images:7.2%}"

@@ -106,4 +106,6 @@ def test_torchrun_counts_every_validation_image_once(few_digits: Path, tmp_path:
     assert found["images"] == 21  # which two processes cannot share evenly
     row = next(csv.DictReader((output / "metrics.csv").open()))
     assert float(row["val_top1"]) == found["top1"]["value"]
+    names = [row["path"] for row in csv.DictReader((output / "predictions.csv").open())]
+    assert names == sorted(map(str, few_digits.glob("val/*/*.png")))
     assert float(row["val_loss"]) == pytest.approx(found["loss"], rel=1e-5)

@@ -98,6 +98,16 @@ def test_a_run_leaves_a_model_that_scores_what_it_says(options: TrainOptions) ->
     assert checkpoint.metrics["epoch"] == best["epoch"]
     assert found.top1.value == checkpoint.metrics["val_top1"]
     assert found.loss == pytest.approx(checkpoint.metrics["val_loss"], rel=1e-5)
+    rows = list(csv.DictReader((options.output / "predictions.csv").open()))
+    assert [row["path"] for row in rows] == sorted(map(str, options.data.glob("val/*/*.png")))
+    assert sum(row["rank"] == "1" for row in rows) == found.top1.hits
+
+
+def test_what_a_training_loss_includes_is_said(options: TrainOptions) -> None:
+    assert options.loss_note == "the training loss includes label smoothing 0.1"
+    assert replace(options, recipe="swsl").loss_note == ""
+    everything = replace(options, label_smoothing=0.2, class_weights=True, cutmix=1.0).loss_note
+    assert everything == "the training loss includes label smoothing 0.2, class weights, cutmix"
 
 
 def test_a_frozen_backbone_stays_as_it_was(options: TrainOptions, tmp_path: Path) -> None:

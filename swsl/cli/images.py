@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
@@ -288,7 +290,8 @@ def _reported(
 ) -> Iterator[Result]:
     """The results, with a progress line and a line for each error on stderr."""
     from ..bulk.rows import written_error
-    from ..bulk.sources import find_images
+    from ..bulk.sources import find_images, why_no_images
+    from ..image import ImageError
     from ..system.progress import Progress
 
     total = None
@@ -297,6 +300,9 @@ def _reported(
     with Progress("images", total, enabled=enabled and (total is None or total > _A_HANDFUL)) as progress:
         for result in results:
             if result.error:
+                if result.source in arguments.images and os.path.isdir(result.source):
+                    with contextlib.suppress(OSError):  # which is its error already
+                        result = replace(result, error=ImageError(why_no_images(result.source)))
                 progress.message(f"swsl: error: {written_error(result.error)}")
             progress.advance(errors=result.error is not None)
             yield result

@@ -53,7 +53,8 @@ def assert_same_weights(first: Path, second: Path) -> None:
     [
         (lambda root: shutil.rmtree(root / "val"), "val: no such folder; expected"),
         (lambda root: shutil.rmtree(root / "val" / "3"), "same classes; only in train: 3"),
-        (lambda root: (root / "train" / "cat").mkdir(), "cat: no images"),
+        (lambda root: (root / "train" / "cat").mkdir(), "cat: is empty; add images"),
+        (lambda root: (shutil.rmtree(root / "val"), (root / "val").mkdir()), "val: is empty; expected .*val/CLASS"),
         (lambda root: [shutil.rmtree(root / p / c) for p in ("train", "val") for c in "01"], "two classes"),
     ],
 )

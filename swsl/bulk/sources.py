@@ -7,16 +7,20 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .gif .bmp .dib .tif .tiff .avif .avifs .jp2 .j2k .j2c .jpc .jpf .jpx "
-    ".ppm .pgm .pbm .pnm .tga .qoi .psd .pcx .sgi .dds .ico".split()
-)
+from ..system.progress import say
+
+IMAGE_SUFFIXES = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif", ".avifs",
+    ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".qoi", ".psd", ".pcx", ".sgi", ".dds",
+    ".ico",
+))  # fmt: skip
 """Which files of a folder count as images: those of the formats that Pillow reads whose suffix says nothing else. A file named on
 its own is tried whatever its suffix."""
 
-UNREAD_SUFFIXES = frozenset(
-    ".heic .heif .hif .jxl .jxr .exr .hdr .svg .eps .xcf .dng .cr2 .cr3 .crw .nef .nrw .arw .orf .pef .raf .rw2 .srw .x3f".split()
-)
+UNREAD_SUFFIXES = frozenset((
+    ".heic", ".heif", ".hif", ".jxl", ".jxr", ".exr", ".hdr", ".svg", ".eps", ".xcf", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw",
+    ".arw", ".orf", ".pef", ".raf", ".rw2", ".srw", ".x3f",
+))  # fmt: skip
 """Images too, which are not read. Of a DNG and its like, which are TIFFs, Pillow would take the thumbnail."""
 
 _HIDDEN_FOLDERS = frozenset(
@@ -50,8 +54,7 @@ class Skipped:
             for kind, count in self._counts.items()
         ]
         if parts:
-            over_progress = "\r\033[K" if sys.stderr.isatty() else ""
-            print(f"{over_progress}swsl: skipped: {', '.join(parts)}", file=sys.stderr)
+            say(f"swsl: skipped: {', '.join(parts)}")
 
 
 def why_no_images(folder: str | os.PathLike[str]) -> str:

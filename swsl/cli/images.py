@@ -292,18 +292,19 @@ def _reported(
     from ..bulk.rows import written_error
     from ..bulk.sources import find_images, why_no_images
     from ..image import ImageError
-    from ..system.progress import Progress
+    from ..system.progress import Progress, say, working
 
     total = None
     if enabled and sys.stderr.isatty() and "-" not in arguments.images:
-        total = sum(1 for _ in find_images(arguments.images, report=False)) - done
+        with working("counting the images"):
+            total = sum(1 for _ in find_images(arguments.images, report=False)) - done
     with Progress("images", total, enabled=enabled and (total is None or total > _A_HANDFUL)) as progress:
         for result in results:
             if result.error:
                 if result.source in arguments.images and os.path.isdir(result.source):
                     with contextlib.suppress(OSError):  # which is its error already
                         result = replace(result, error=ImageError(why_no_images(result.source)))
-                progress.message(f"swsl: error: {written_error(result.error)}")
+                say(f"swsl: error: {written_error(result.error)}")
             progress.advance(errors=result.error is not None)
             yield result
 
@@ -314,6 +315,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     from ..image import load_image
     from ..prediction import top_predictions
     from ..system.files import replacing
+    from ..system.progress import working
     from ..weights import WeightsError
 
     note = arguments.runner or arguments.model
@@ -331,10 +333,11 @@ def _demo(arguments: argparse.Namespace) -> int:
         runner = _seeded_runner(arguments.model)
 
     def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-        work()  # the first call pays for warming up
-        start = time.perf_counter()
-        result = work()
-        return result, (time.perf_counter() - start) * 1e3
+        with working("computing"):
+            work()  # the first call pays for warming up
+            start = time.perf_counter()
+            result = work()
+            return result, (time.perf_counter() - start) * 1e3
 
     decode = decode_image if isinstance(runner, Runner) else load_image
     pixels, decode_ms = timed(lambda: decode(DEMO_PHOTO))
@@ -362,9 +365,10 @@ def _seeded_runner(name: str) -> Runner | EagerRunner:
     import torch
 
     from ..deploy.runner import Runner, build_info
+    from ..system.progress import working
     from ..variants import create_model
 
-    with torch.random.fork_rng(devices=[]):
+    with working(f"making {name}"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = create_model(name, pretrained=False)
     model.get_parameter(
@@ -376,6 +380,6 @@ def _seeded_runner(name: str) -> Runner | EagerRunner:
         return EagerRunner(model)
     from ..deploy.export import export_model
 
-    with tempfile.TemporaryDirectory() as folder:
+    with working(f"freezing {name}"), tempfile.TemporaryDirectory() as folder:
         export_model(model, Path(folder, "seeded.pt"))
         return Runner(Path(folder, "seeded.pt"))

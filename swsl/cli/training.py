@@ -187,9 +187,11 @@ def _validate(arguments: argparse.Namespace) -> int:
     from ..evaluation.evaluate import evaluate
     from ..evaluation.labelled import read_labelled
     from ..system.files import open_output, replacing
+    from ..system.progress import working
 
     engine = _engine(arguments)
-    data = read_labelled(arguments.data, engine.labels, truth=arguments.truth, real=arguments.real)
+    with working(f"listing {arguments.data}"):
+        data = read_labelled(arguments.data, engine.labels, truth=arguments.truth, real=arguments.real)
     only = sorted(set(data.targets)) if arguments.present_classes else None
     result = evaluate(engine, data, only_classes=only, progress=True)
     tally = result.tally
@@ -269,11 +271,13 @@ def _explain(arguments: argparse.Namespace) -> int:
     from ..deploy.eager import EagerRunner
     from ..evaluation.explain import explain
     from ..system.files import replacing
+    from ..system.progress import working
     from ..training.checkpoint import load_model
 
     loaded = load_model(arguments.model, arguments.weights)
     runner = EagerRunner(loaded.model, spec=loaded.spec, labels=loaded.labels, device=arguments.device)
-    picture, predictions = explain(runner, arguments.image, arguments.top_k)
+    with working(f"explaining {arguments.image}"):
+        picture, predictions = explain(runner, arguments.image, arguments.top_k)
     for prediction in predictions:
         print(f"  {prediction.probability:8.2%}  {prediction.label}")
     with replacing(arguments.output) as temporary:
@@ -299,6 +303,8 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
 
 def _engine(arguments: argparse.Namespace) -> Engine:
     """What --model, --weights, --frozen, --runner, --input-size and --crop-pct ask for together."""
+    from ..system.progress import working
+
     refuse_two_models(arguments)
     options = {"device": arguments.device, "batch_size": arguments.batch_size}
     if arguments.runner:
@@ -308,7 +314,8 @@ def _engine(arguments: argparse.Namespace) -> Engine:
             raise ValueError(
                 "--runner: the frozen module's own preprocessing is what it runs; use --frozen with --input-size or --crop-pct"
             )
-        return Runner(arguments.runner, cores=arguments.cores or 0, **options)
+        with working(f"loading {arguments.runner}"):
+            return Runner(arguments.runner, cores=arguments.cores or 0, **options)
     from dataclasses import replace
 
     take_cores(arguments.cores)
@@ -320,7 +327,8 @@ def _engine(arguments: argparse.Namespace) -> Engine:
     if arguments.frozen:
         from ..deploy.frozen import FrozenRunner
 
-        frozen = FrozenRunner(arguments.frozen, **options)
+        with working(f"loading {arguments.frozen}"):
+            frozen = FrozenRunner(arguments.frozen, **options)
         frozen.spec = replace(frozen.spec, **changes)
         return frozen
     from ..deploy.eager import EagerRunner

@@ -34,7 +34,9 @@ def answers_of(logits: Tensor, top: Tensor, targets: Tensor, paths: Sequence[str
     predicted = top[:, 0]
     probabilities = logits.softmax(1).gather(1, predicted[:, None])[:, 0]
     before = (logits > logits.gather(1, targets[:, None])).sum(1)
-    ranks = 1 + before.maximum((predicted != targets).long())  # a class of the same logit may be the predicted one
+    ranks = 1 + before.maximum(
+        (predicted != targets).long()
+    )  # a class of the same logit may be the predicted one
     columns = (targets, predicted, probabilities, ranks)
     return [Answer(*row) for row in zip(paths, *(column.tolist() for column in columns), strict=True)]
 

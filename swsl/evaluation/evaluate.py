@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..bulk.batches import Engine, rows_of
-from ..system.progress import Progress
+from ..system.progress import Progress, say
 from .answers import Answer, answers_of
 from .labelled import Labelled
 from .metrics import Share, Tally, share
@@ -57,7 +57,7 @@ def evaluate(
             Ascending class numbers; they must hold every target.
         workers: threads that decode and preprocess for an `EagerRunner`; one for each core by default. The compiled
             runner has its own.
-        progress: show a bar on a terminal.
+        progress: say on stderr how far it has come.
 
     Raises:
         ValueError: targets outside the classes.
@@ -74,7 +74,7 @@ def evaluate(
         for places, logits, errors in rows_of(engine, data.paths, workers=workers):
             for _, error in errors:
                 result.failed.append(str(error))
-                bar.message(f"swsl: error: {error}")
+                say(f"swsl: error: {error}")
             if only_classes is not None:
                 logits = logits[:, classes]
             if places:

@@ -76,7 +76,10 @@ def test_every_format_that_pillow_reads_is_taken_and_others_are_counted_by_name(
     tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture
 ) -> None:
     formats = Image.registered_extensions()
-    assert {formats[suffix] for suffix in IMAGE_SUFFIXES} <= {*Image.OPEN, "MPO"}  # which the JPEG plugin opens
+    assert {formats[suffix] for suffix in IMAGE_SUFFIXES} <= {
+        *Image.OPEN,
+        "MPO",
+    }  # which the JPEG plugin opens
     small = Image.open(photo).resize((64, 48))
     saved = {suffix for suffix in IMAGE_SUFFIXES if formats[suffix] in Image.SAVE}
     assert saved >= {".avif", ".jp2", ".jfif", ".ppm", ".tga"}
@@ -101,7 +104,9 @@ def test_an_empty_folder_is_called_empty(
         (tmp_path / name).mkdir()
     (tmp_path / "other" / "a.heic").touch()
     names = [str(tmp_path / name) for name in ("empty", "other")]
-    code = main(["classify", *names, str(photo), "--weights", str(weights50), "--format", "csv", "--top-k", "1"])
+    code = main(
+        ["classify", *names, str(photo), "--weights", str(weights50), "--format", "csv", "--top-k", "1"]
+    )
     assert code == 1
     printed = capsys.readouterr()
     told = [f"{names[0]}: is empty", f"{names[1]}: holds no image of a format that is read"]

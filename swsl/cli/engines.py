@@ -32,8 +32,9 @@ def open_runner(arguments: argparse.Namespace, **options: Any) -> Runner | Eager
     from ..deploy.eager import EagerRunner
     from ..training.checkpoint import load_model
 
-    if "dtype" in options:
-        raise ValueError(f"--dtype: needs the compiled runner, and {built['reason']}")
+    for name in ("dtype", "threads", "exif_orientation"):
+        if name in options:
+            raise ValueError(f"--{name.replace('_', '-')}: needs the compiled runner, and {built['reason']}")
     take_cores(options.pop("cores", None))
     loaded = load_model(arguments.model, arguments.weights)
     runner = EagerRunner(loaded.model, spec=loaded.spec, labels=loaded.labels, **options)

@@ -82,7 +82,17 @@ def _add_images(command: argparse.ArgumentParser) -> None:
         help="of an image; one of more is an error, for a small file can hold a great many (default 89478485)",
     )  # fmt: skip
     add_device(command)
+    command.add_argument("--exif-orientation", action="store_true", help="turn images as their EXIF tag says")
     add_cores(command)
+    command.add_argument(
+        "--threads", type=positive, metavar="N",
+        help="that compute the forward pass on a CPU, at most --cores (default: as many)",
+    )  # fmt: skip
+    command.add_argument(
+        "--workers", type=positive, metavar="N",
+        help="threads that read and decode images; they and the forward pass share the cores, so more only help where reading is "
+        "slow (default: as many as --cores)",
+    )  # fmt: skip
     command.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16", "tf32", "auto"),
         help="of weights and activations, with the compiled runner (default float32)",
@@ -98,14 +108,20 @@ def _add_resume(command: argparse.ArgumentParser) -> None:
 
 
 def _open_and_say(arguments: argparse.Namespace) -> Runner | EagerRunner:
+    from ..deploy.eager import EagerRunner
+
     options = {
         "device": arguments.device,
         "batch_size": arguments.batch_size,
         "dtype": arguments.dtype,
         "cores": arguments.cores,
+        "threads": arguments.threads,
+        "exif_orientation": arguments.exif_orientation or None,
         "max_pixels": arguments.max_pixels,
     }
     runner = open_runner(arguments, **{name: value for name, value in options.items() if value is not None})
+    if arguments.workers and isinstance(runner, EagerRunner):
+        raise ValueError("--workers: needs the compiled runner; eager PyTorch decodes by itself")
     print(f"swsl: {runner!r}", file=sys.stderr)
     return runner
 
@@ -196,7 +212,10 @@ def _print(target: Path | None, style: str, arguments: argparse.Namespace) -> in
                 out.write(csv_header(top_k))
             live = "-" in arguments.images
             stream = runner.stream(
-                find_images(arguments.images), top_k=top_k, max_wait=MAX_WAIT if live else None
+                find_images(arguments.images),
+                top_k=top_k,
+                max_wait=MAX_WAIT if live else None,
+                **_workers(arguments),
             )
             for result in _reported(stream, arguments, enabled=bool(target) or not out.isatty()):
                 failed += result.error is not None
@@ -233,6 +252,7 @@ def _write(
             record = run_record(
                 runner, output=options.get("output", "predictions"), top_k=options.get("top_k")
             )
+            record["exif_orientation"] = arguments.exif_orientation
             with make(runner, record) as output:
                 return _fill(output, runner, arguments, **options)
     except KeyboardInterrupt as error:
@@ -270,6 +290,7 @@ def _fill(
             bulk.write(batch)
 
     remaining = bulk.remaining(find_images(arguments.images))
+    options |= _workers(arguments)
     with contextlib.closing(runner.stream(remaining, max_wait=None, **options)) as stream:
         try:
             for result in _reported(stream, arguments, enabled=True, done=bulk.rows):
@@ -283,6 +304,10 @@ def _fill(
     if bulk.complete:
         print(f"swsl: {bulk.target} is complete", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _workers(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {"workers": arguments.workers} if arguments.workers else {}
 
 
 def _reported(

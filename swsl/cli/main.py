@@ -20,6 +20,7 @@ from ..system.torchrun import handed_over, is_first
 from ..version import __version__
 from . import images, training
 from .arguments import positive
+from .completion import SHELLS, PrintCompletion
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -124,6 +125,10 @@ def build_parser() -> argparse.ArgumentParser:
         description="SWSL ResNeXt ImageNet models. The published weights are CC-BY-NC 4.0: non-commercial use only.",
     )
     parser.add_argument("--version", action="version", version=f"swsl {__version__}")
+    parser.add_argument(
+        "--print-completion", action=PrintCompletion, choices=SHELLS,
+        help="print a script with which this shell completes swsl's commands, options and files; needs shtab",
+    )  # fmt: skip
     # `writes` are the arguments that name a file to write.
     parser.set_defaults(writes=(), interrupted="nothing was kept; run it again")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

@@ -240,7 +240,7 @@ def test_resuming_after_a_kill_ends_in_the_same_bits(few_digits: Path, tmp_path:
     killed = (*arguments, "-o", tmp_path / "killed", "--checkpoint-steps", 1)
     last = tmp_path / "killed" / "last.pth"
     process = subprocess.Popen(swsl_command(*killed), env=subprocess_environment(), stdout=subprocess.DEVNULL)
-    for _ in range(2000):  # into the second epoch, and not onto its first step
+    while True:  # into the second epoch, and not onto its first step
         if last.exists():
             state = load_checkpoint(last).training
             if state["epoch"] == 1 and state["step"] >= 2:

@@ -164,9 +164,9 @@ class _Run:
             images, batch_sampler=self.batches, num_workers=options.workers, collate_fn=collate,
             persistent_workers=options.workers > 0, pin_memory=self.processes.device.type == "cuda",
         )  # fmt: skip
-        begun = sum(self.batches.step_size(step) for step in range(self.step))
+        done = sum(self.batches.step_size(step) for step in range(self.step))
         validated = len(self.val.paths[self.processes.rank :: self.processes.world])
-        self.pace = Pace((epochs - self.epoch) * (len(self.train.paths) + validated) - begun)
+        self.pace = Pace((epochs - self.epoch) * (len(self.train.paths) + validated) - done)
         for epoch in range(self.epoch, epochs):
             self.epoch = epoch
             rate = self._train_epoch(loader)

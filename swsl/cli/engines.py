@@ -32,8 +32,8 @@ def open_runner(arguments: argparse.Namespace, **options: Any) -> Runner | Eager
     from ..deploy.eager import EagerRunner
     from ..training.checkpoint import load_model
 
-    for name in ("dtype", "threads", "exif_orientation"):
-        if name in options:
+    for name in ("dtype", "threads", "workers", "exif_orientation"):
+        if getattr(arguments, name, None):
             raise ValueError(f"--{name.replace('_', '-')}: needs the compiled runner, and {built['reason']}")
     take_cores(options.pop("cores", None))
     loaded = load_model(arguments.model, arguments.weights)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from .arguments import add_cores, add_device, add_model, positive
+from .arguments import add_cores, add_device, add_model, add_threads, positive
 from .engines import open_runner
 
 if TYPE_CHECKING:
@@ -84,15 +84,7 @@ def _add_images(command: argparse.ArgumentParser) -> None:
     add_device(command)
     command.add_argument("--exif-orientation", action="store_true", help="turn images as their EXIF tag says")
     add_cores(command)
-    command.add_argument(
-        "--threads", type=positive, metavar="N",
-        help="that compute the forward pass on a CPU, at most --cores (default: as many)",
-    )  # fmt: skip
-    command.add_argument(
-        "--workers", type=positive, metavar="N",
-        help="threads that read and decode images; they and the forward pass share the cores, so more only help where reading is "
-        "slow (default: as many as --cores)",
-    )  # fmt: skip
+    add_threads(command)
     command.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16", "tf32", "auto"),
         help="of weights and activations, with the compiled runner (default float32)",
@@ -108,8 +100,6 @@ def _add_resume(command: argparse.ArgumentParser) -> None:
 
 
 def _open_and_say(arguments: argparse.Namespace) -> Runner | EagerRunner:
-    from ..deploy.eager import EagerRunner
-
     options = {
         "device": arguments.device,
         "batch_size": arguments.batch_size,
@@ -120,8 +110,6 @@ def _open_and_say(arguments: argparse.Namespace) -> Runner | EagerRunner:
         "max_pixels": arguments.max_pixels,
     }
     runner = open_runner(arguments, **{name: value for name, value in options.items() if value is not None})
-    if arguments.workers and isinstance(runner, EagerRunner):
-        raise ValueError("--workers: needs the compiled runner; eager PyTorch decodes by itself")
     print(f"swsl: {runner!r}", file=sys.stderr)
     return runner
 

@@ -52,6 +52,7 @@ for a list comes as soon as it is computed; folders and files of rows are comput
   --exif-orientation turn images as their EXIF tag says
   --info             print what the model says about itself, and stop; with --format json, its metadata as
                      they are
+  --version          print swsl's version, and stop
   --help             print this, and stop
 
 CUDA devices and float16 need libswsl_torch.so, swsl's LibTorch part.
@@ -76,6 +77,7 @@ struct Arguments {
   std::optional<Target> target;  // of the output
   bool resume = false;
   bool info = false;
+  bool version = false;
   bool help = false;
 };
 
@@ -149,6 +151,8 @@ Arguments parse(const std::vector<std::string>& words) {
       out.resume = true;
     else if (name == "--info")
       out.info = true;
+    else if (name == "--version")
+      out.version = true;
     else if (name == "--help" || name == "-h")
       out.help = true;
     else if (name == "--")
@@ -156,7 +160,7 @@ Arguments parse(const std::vector<std::string>& words) {
     else
       throw WrongUsage("unknown option " + name);
   }
-  if (out.help) return out;
+  if (out.help || out.version) return out;
   if (!out.output.empty()) out.target = resolve_target(out.output);
   const bool special = out.target && out.target->special;
   out.format = parse_format(format, out.output, special);
@@ -317,6 +321,10 @@ int main(int argc, char** argv) {
     const Arguments arguments = parse({argv + 1, argv + argc});
     if (arguments.help) {
       std::cout << usage;
+      return 0;
+    }
+    if (arguments.version) {
+      std::cout << "swsl-classify " << swsl::build_info().swsl_version << '\n';
       return 0;
     }
     if (arguments.info) {

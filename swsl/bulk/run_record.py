@@ -41,8 +41,8 @@ def run_record(runner: Runner | EagerRunner, *, output: str, top_k: int | None =
     return {
         "model": runner.fingerprint,
         "dtype": info.dtype if info else "float32",
-        "exif_orientation": False,  # these three have no option on the command line
-        "dct_scaling": False,
+        "exif_orientation": False,  # set by who turns images
+        "dct_scaling": False,  # these two have no option on the command line
         "nvjpeg": False,
         "max_pixels": runner.max_pixels,
         "output": output,

@@ -7,8 +7,21 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-"""Which files of a folder count as images. A file named on its own is tried whatever its suffix."""
+from ..system.progress import say
+
+IMAGE_SUFFIXES = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif", ".avifs",
+    ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".qoi", ".psd", ".pcx", ".sgi", ".dds",
+    ".ico",
+))  # fmt: skip
+"""Which files of a folder count as images: those of the formats that Pillow reads whose suffix says nothing else. A file named on
+its own is tried whatever its suffix."""
+
+UNREAD_SUFFIXES = frozenset((
+    ".heic", ".heif", ".hif", ".jxl", ".jxr", ".exr", ".hdr", ".svg", ".eps", ".xcf", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw",
+    ".arw", ".orf", ".pef", ".raf", ".rw2", ".srw", ".x3f",
+))  # fmt: skip
+"""Images too, which are not read. Of a DNG and its like, which are TIFFs, Pillow would take the thumbnail."""
 
 _HIDDEN_FOLDERS = frozenset(
     {"@eaDir", "__MACOSX"}
@@ -41,8 +54,18 @@ class Skipped:
             for kind, count in self._counts.items()
         ]
         if parts:
-            over_progress = "\r\033[K" if sys.stderr.isatty() else ""
-            print(f"{over_progress}swsl: skipped: {', '.join(parts)}", file=sys.stderr)
+            say(f"swsl: skipped: {', '.join(parts)}")
+
+
+def why_no_images(folder: str | os.PathLike[str]) -> str:
+    """What is wrong with a folder that has yielded no image.
+
+    Raises:
+        OSError: it cannot be listed.
+    """
+    with os.scandir(folder) as entries:
+        empty = next(entries, None) is None
+    return f"{folder}: is empty" if empty else f"{folder}: holds no image of a format that is read"
 
 
 def find_images(arguments: Iterable[str], *, report: bool = True) -> Iterator[str]:
@@ -86,7 +109,8 @@ def walk_images(folder: str, skipped: Skipped, *, follow_links: bool = False) ->
     """The images in a folder and its folders: a folder's files, then its folders, each in the order of their names' bytes.
 
     Images are regular files and links to such. So is a link that leads nowhere, and a folder that cannot be listed comes as
-    itself: opening them says what is wrong. Hidden files and folders, and pipes and the like, go to ``skipped``.
+    itself: opening them says what is wrong. Hidden files and folders, pipes and the like, and images of formats that are not read
+    go to ``skipped``.
 
     Args:
         folder: taken whatever its name.
@@ -118,7 +142,11 @@ def walk_images(folder: str, skipped: Skipped, *, follow_links: bool = False) ->
                     skipped.add("links to folders", entry.path)
                 else:
                     folders.append((entry.path, above))
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+                continue
+            suffix = os.path.splitext(entry.name)[1].lower()
+            if suffix in UNREAD_SUFFIXES and not is_hidden(entry.name):
+                skipped.add(f"{suffix} images", entry.path)
+            elif suffix in IMAGE_SUFFIXES:
                 if is_hidden(entry.name):
                     skipped.add("hidden files and folders", entry.path)
                 elif _is_file(entry):

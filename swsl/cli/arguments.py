@@ -64,6 +64,19 @@ def add_cores(command: argparse._ActionsContainer) -> None:
     )  # fmt: skip
 
 
+def add_threads(command: argparse._ActionsContainer) -> None:
+    """The arguments that say how a compiled runner's cores are shared."""
+    command.add_argument(
+        "--threads", type=positive, metavar="N",
+        help="that compute the forward pass on a CPU, at most --cores (default: as many)",
+    )  # fmt: skip
+    command.add_argument(
+        "--workers", type=positive, metavar="N",
+        help="threads that read and decode images; they and the forward pass share the cores, so more only help where reading is "
+        "slow (default: as many as --cores)",
+    )  # fmt: skip
+
+
 def take_cores(cores: int | None) -> None:
     """Bounds eager PyTorch; the compiled runner has its own option."""
     if cores:

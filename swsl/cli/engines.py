@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..system.progress import working
 from ..version import __version__
 from .arguments import refuse_two_models, take_cores
 
@@ -23,16 +24,17 @@ def open_runner(arguments: argparse.Namespace, **options: Any) -> Runner | Eager
     from ..deploy.runner import Runner, build_info
 
     refuse_two_models(arguments)
-    if arguments.runner:
-        return Runner(arguments.runner, **options)
     built = build_info()
-    if built["compiled"]:
-        return Runner(cached_export(arguments.model, arguments.weights), **options)
+    if arguments.runner or built["compiled"]:
+        module = arguments.runner or cached_export(arguments.model, arguments.weights)
+        with working(f"loading {module}"):
+            return Runner(module, **options)
     from ..deploy.eager import EagerRunner
     from ..training.checkpoint import load_model
 
-    if "dtype" in options:
-        raise ValueError(f"--dtype: needs the compiled runner, and {built['reason']}")
+    for name in ("dtype", "threads", "workers", "exif_orientation"):
+        if getattr(arguments, name, None):
+            raise ValueError(f"--{name.replace('_', '-')}: needs the compiled runner, and {built['reason']}")
     take_cores(options.pop("cores", None))
     loaded = load_model(arguments.model, arguments.weights)
     runner = EagerRunner(loaded.model, spec=loaded.spec, labels=loaded.labels, **options)
@@ -54,18 +56,20 @@ def cached_export(name: str, weights: str | os.PathLike[str] | None = None) -> P
     from ..weights import file_sha256
 
     source = find_weights(find_variant(name), weights)
-    digest = file_sha256(source)
+    with working(f"hashing {source}"):
+        digest = file_sha256(source)
     folder = Path(torch.hub.get_dir(), "swsl")
     path = folder / f"{name}-{digest[:16]}-format{FORMAT}-swsl{__version__}-torch{torch.__version__}.pt"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         loaded = load_model(name, source)
-        export_model(
-            loaded.model,
-            path,
-            spec=loaded.spec,
-            labels=loaded.labels,
-            license=loaded.license,
-            weights_sha256=digest,
-        )
+        with working(f"freezing {name}, once"):
+            export_model(
+                loaded.model,
+                path,
+                spec=loaded.spec,
+                labels=loaded.labels,
+                license=loaded.license,
+                weights_sha256=digest,
+            )
     return path

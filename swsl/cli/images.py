@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from .arguments import add_cores, add_device, add_model, positive
+from .arguments import add_cores, add_device, add_model, add_threads, positive
 from .engines import open_runner
 
 if TYPE_CHECKING:
@@ -80,7 +82,9 @@ def _add_images(command: argparse.ArgumentParser) -> None:
         help="of an image; one of more is an error, for a small file can hold a great many (default 89478485)",
     )  # fmt: skip
     add_device(command)
+    command.add_argument("--exif-orientation", action="store_true", help="turn images as their EXIF tag says")
     add_cores(command)
+    add_threads(command)
     command.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16", "tf32", "auto"),
         help="of weights and activations, with the compiled runner (default float32)",
@@ -101,6 +105,8 @@ def _open_and_say(arguments: argparse.Namespace) -> Runner | EagerRunner:
         "batch_size": arguments.batch_size,
         "dtype": arguments.dtype,
         "cores": arguments.cores,
+        "threads": arguments.threads,
+        "exif_orientation": arguments.exif_orientation or None,
         "max_pixels": arguments.max_pixels,
     }
     runner = open_runner(arguments, **{name: value for name, value in options.items() if value is not None})
@@ -194,7 +200,10 @@ def _print(target: Path | None, style: str, arguments: argparse.Namespace) -> in
                 out.write(csv_header(top_k))
             live = "-" in arguments.images
             stream = runner.stream(
-                find_images(arguments.images), top_k=top_k, max_wait=MAX_WAIT if live else None
+                find_images(arguments.images),
+                top_k=top_k,
+                max_wait=MAX_WAIT if live else None,
+                **_workers(arguments),
             )
             for result in _reported(stream, arguments, enabled=bool(target) or not out.isatty()):
                 failed += result.error is not None
@@ -231,6 +240,7 @@ def _write(
             record = run_record(
                 runner, output=options.get("output", "predictions"), top_k=options.get("top_k")
             )
+            record["exif_orientation"] = arguments.exif_orientation
             with make(runner, record) as output:
                 return _fill(output, runner, arguments, **options)
     except KeyboardInterrupt as error:
@@ -268,6 +278,7 @@ def _fill(
             bulk.write(batch)
 
     remaining = bulk.remaining(find_images(arguments.images))
+    options |= _workers(arguments)
     with contextlib.closing(runner.stream(remaining, max_wait=None, **options)) as stream:
         try:
             for result in _reported(stream, arguments, enabled=True, done=bulk.rows):
@@ -283,21 +294,30 @@ def _fill(
     return 1 if failed else 0
 
 
+def _workers(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {"workers": arguments.workers} if arguments.workers else {}
+
+
 def _reported(
     results: Iterable[Result], arguments: argparse.Namespace, *, enabled: bool, done: int = 0
 ) -> Iterator[Result]:
     """The results, with a progress line and a line for each error on stderr."""
     from ..bulk.rows import written_error
-    from ..bulk.sources import find_images
-    from ..system.progress import Progress
+    from ..bulk.sources import find_images, why_no_images
+    from ..image import ImageError
+    from ..system.progress import Progress, say, working
 
     total = None
     if enabled and sys.stderr.isatty() and "-" not in arguments.images:
-        total = sum(1 for _ in find_images(arguments.images, report=False)) - done
+        with working("counting the images"):
+            total = sum(1 for _ in find_images(arguments.images, report=False)) - done
     with Progress("images", total, enabled=enabled and (total is None or total > _A_HANDFUL)) as progress:
         for result in results:
             if result.error:
-                progress.message(f"swsl: error: {written_error(result.error)}")
+                if result.source in arguments.images and os.path.isdir(result.source):
+                    with contextlib.suppress(OSError):  # which is its error already
+                        result = replace(result, error=ImageError(why_no_images(result.source)))
+                say(f"swsl: error: {written_error(result.error)}")
             progress.advance(errors=result.error is not None)
             yield result
 
@@ -308,6 +328,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     from ..image import load_image
     from ..prediction import top_predictions
     from ..system.files import replacing
+    from ..system.progress import working
     from ..weights import WeightsError
 
     note = arguments.runner or arguments.model
@@ -325,10 +346,11 @@ def _demo(arguments: argparse.Namespace) -> int:
         runner = _seeded_runner(arguments.model)
 
     def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-        work()  # the first call pays for warming up
-        start = time.perf_counter()
-        result = work()
-        return result, (time.perf_counter() - start) * 1e3
+        with working("computing"):
+            work()  # the first call pays for warming up
+            start = time.perf_counter()
+            result = work()
+            return result, (time.perf_counter() - start) * 1e3
 
     decode = decode_image if isinstance(runner, Runner) else load_image
     pixels, decode_ms = timed(lambda: decode(DEMO_PHOTO))
@@ -356,9 +378,10 @@ def _seeded_runner(name: str) -> Runner | EagerRunner:
     import torch
 
     from ..deploy.runner import Runner, build_info
+    from ..system.progress import working
     from ..variants import create_model
 
-    with torch.random.fork_rng(devices=[]):
+    with working(f"making {name}"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = create_model(name, pretrained=False)
     model.get_parameter(
@@ -370,6 +393,6 @@ def _seeded_runner(name: str) -> Runner | EagerRunner:
         return EagerRunner(model)
     from ..deploy.export import export_model
 
-    with tempfile.TemporaryDirectory() as folder:
+    with working(f"freezing {name}"), tempfile.TemporaryDirectory() as folder:
         export_model(model, Path(folder, "seeded.pt"))
         return Runner(Path(folder, "seeded.pt"))

@@ -12,12 +12,15 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ..system.files import is_stdout, resolve_target
+from ..system.progress import say
+from ..system.torchrun import handed_over, is_first
 from ..version import __version__
 from . import images, training
 from .arguments import positive
+from .completion import SHELLS, PrintCompletion
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a file's name may be no text in any encoding
     parser = build_parser()
     arguments = parser.parse_args(argv)
-    warnings.showwarning = lambda message, *_: print(f"swsl: warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: say(f"swsl: warning: {message}") if is_first() else None
     with _stoppable() as signals:
         try:
             return _run(arguments)
@@ -50,9 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             if signals or isinstance(error, KeyboardInterrupt):
                 kept = what if isinstance(error, KeyboardInterrupt) else ""
                 kept = kept or arguments.interrupted
-                print(f"swsl: interrupted{kept and ': '}{kept}", file=sys.stderr)
+                if is_first():
+                    say(f"swsl: interrupted{kept and ': '}{kept}")
                 return 128 + (signals[0] if signals else signal.SIGINT)
-            print(f"swsl: error: {what}", file=sys.stderr)
+            if not handed_over(f"swsl: error: {what}"):
+                say(f"swsl: error: {what}")
             return 1
 
 
@@ -106,13 +111,24 @@ def _leave_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        if handed_over(f"{self.format_usage()}{self.prog}: error: {message}"):
+            self.exit(2)
+        super().error(message)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="swsl",
         description="SWSL ResNeXt ImageNet models. The published weights are CC-BY-NC 4.0: non-commercial use only.",
     )
     parser.add_argument("--version", action="version", version=f"swsl {__version__}")
+    parser.add_argument(
+        "--print-completion", action=PrintCompletion, choices=SHELLS,
+        help="print a script with which this shell completes swsl's commands, options and files; needs shtab",
+    )  # fmt: skip
     # `writes` are the arguments that name a file to write.
     parser.set_defaults(writes=(), interrupted="nothing was kept; run it again")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -194,6 +210,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     from ..deploy.export import export_model, read_metadata
+    from ..system.progress import working
     from ..training.checkpoint import load_checkpoint, load_model
     from ..variants import find_variant, find_weights
     from ..weights import file_sha256
@@ -206,10 +223,11 @@ def _export(arguments: argparse.Namespace) -> int:
     else:
         source = find_weights(find_variant(arguments.model), arguments.weights)
         loaded = load_model(arguments.model, source)
-    export_model(
-        loaded.model, arguments.output, spec=loaded.spec, labels=loaded.labels, license=loaded.license,
-        weights_sha256=file_sha256(source),
-    )  # fmt: skip
+    with working(f"freezing {arguments.model}"):
+        export_model(
+            loaded.model, arguments.output, spec=loaded.spec, labels=loaded.labels, license=loaded.license,
+            weights_sha256=file_sha256(source),
+        )  # fmt: skip
     size = os.path.getsize(arguments.output) / 1e6
     weights = read_metadata(arguments.output)["license"] or "of your own"
     print(f"{arguments.output}: {arguments.model}, {size:.0f} MB, weights {weights}")
@@ -218,18 +236,23 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     from ..deploy.export import verify
+    from ..system.progress import working
 
-    print(f"{arguments.module}: relative error {verify(arguments.module):.1e} in TorchScript on the CPU")
+    with working(f"verifying {arguments.module}"):
+        error = verify(arguments.module)
+    print(f"{arguments.module}: relative error {error:.1e} in TorchScript on the CPU")
     return 0
 
 
 def _profile(arguments: argparse.Namespace) -> int:
     from ..deploy.profile import draw_roofline, profile, table
     from ..system.files import replacing
+    from ..system.progress import working
 
-    layers, peak, what = profile(
-        arguments.module, dtype=arguments.dtype, threads=arguments.threads, batch=arguments.batch_size
-    )
+    with working(f"profiling {arguments.module}"):
+        layers, peak, what = profile(
+            arguments.module, dtype=arguments.dtype, threads=arguments.threads, batch=arguments.batch_size
+        )
     print(what)
     print(table(layers, peak))
     if arguments.output:

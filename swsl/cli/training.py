@@ -174,17 +174,24 @@ def _add_validate(commands: Any) -> None:
     command.add_argument("--per-class", action="store_true", help="print every class's accuracy too")
     command.add_argument("--json", metavar="FILE", help="write every figure there (- for stdout alone)")
     command.add_argument("--reliability", metavar="FILE.png", help="draw confidence against accuracy")
-    command.set_defaults(run=_validate, writes=("json", "reliability"))
+    command.add_argument(
+        "--predictions", metavar="FILE.csv",
+        help="write each image's path, true and predicted class, the latter's probability, and the truth's rank",
+    )  # fmt: skip
+    command.set_defaults(run=_validate, writes=("json", "reliability", "predictions"))
 
 
 def _validate(arguments: argparse.Namespace) -> int:
+    from ..evaluation.answers import write_predictions
     from ..evaluation.charts import draw_calibration
     from ..evaluation.evaluate import evaluate
     from ..evaluation.labelled import read_labelled
     from ..system.files import open_output, replacing
+    from ..system.progress import working
 
     engine = _engine(arguments)
-    data = read_labelled(arguments.data, engine.labels, truth=arguments.truth, real=arguments.real)
+    with working(f"listing {arguments.data}"):
+        data = read_labelled(arguments.data, engine.labels, truth=arguments.truth, real=arguments.real)
     only = sorted(set(data.targets)) if arguments.present_classes else None
     result = evaluate(engine, data, only_classes=only, progress=True)
     tally = result.tally
@@ -210,6 +217,9 @@ def _validate(arguments: argparse.Namespace) -> int:
         with open_output(None if arguments.json == "-" else arguments.json) as file:
             json.dump(content, file, indent=1, ensure_ascii=False)
             print(file=file)
+    if arguments.predictions:
+        with open_output(arguments.predictions) as file:
+            write_predictions(file, result.answers, result.labels)
     if arguments.reliability:
         with replacing(arguments.reliability) as temporary:
             draw_calibration(tally.calibration, tally.ece).save(temporary, format="PNG")
@@ -261,11 +271,13 @@ def _explain(arguments: argparse.Namespace) -> int:
     from ..deploy.eager import EagerRunner
     from ..evaluation.explain import explain
     from ..system.files import replacing
+    from ..system.progress import working
     from ..training.checkpoint import load_model
 
     loaded = load_model(arguments.model, arguments.weights)
     runner = EagerRunner(loaded.model, spec=loaded.spec, labels=loaded.labels, device=arguments.device)
-    picture, predictions = explain(runner, arguments.image, arguments.top_k)
+    with working(f"explaining {arguments.image}"):
+        picture, predictions = explain(runner, arguments.image, arguments.top_k)
     for prediction in predictions:
         print(f"  {prediction.probability:8.2%}  {prediction.label}")
     with replacing(arguments.output) as temporary:
@@ -291,6 +303,8 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
 
 def _engine(arguments: argparse.Namespace) -> Engine:
     """What --model, --weights, --frozen, --runner, --input-size and --crop-pct ask for together."""
+    from ..system.progress import working
+
     refuse_two_models(arguments)
     options = {"device": arguments.device, "batch_size": arguments.batch_size}
     if arguments.runner:
@@ -300,7 +314,8 @@ def _engine(arguments: argparse.Namespace) -> Engine:
             raise ValueError(
                 "--runner: the frozen module's own preprocessing is what it runs; use --frozen with --input-size or --crop-pct"
             )
-        return Runner(arguments.runner, cores=arguments.cores or 0, **options)
+        with working(f"loading {arguments.runner}"):
+            return Runner(arguments.runner, cores=arguments.cores or 0, **options)
     from dataclasses import replace
 
     take_cores(arguments.cores)
@@ -312,7 +327,8 @@ def _engine(arguments: argparse.Namespace) -> Engine:
     if arguments.frozen:
         from ..deploy.frozen import FrozenRunner
 
-        frozen = FrozenRunner(arguments.frozen, **options)
+        with working(f"loading {arguments.frozen}"):
+            frozen = FrozenRunner(arguments.frozen, **options)
         frozen.spec = replace(frozen.spec, **changes)
         return frozen
     from ..deploy.eager import EagerRunner

@@ -6,10 +6,12 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..bulk.rows import written_name
 from ..image import ImageError, load_image
 from .metrics import CalibrationBin
 from .picture import ACCENT, BACKGROUND, INK, MUTED, fit_text
@@ -71,13 +73,15 @@ class _Panel:
                 self.draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
 
 
-def draw_curves(history: Sequence[dict[str, float]]) -> Image:
+def draw_curves(history: Sequence[dict[str, float]], note: str = "") -> Image:
     """Loss and accuracy over the epochs.
 
     Args:
         history: an entry for each epoch with epoch, train_loss, val_loss, train_top1, val_top1.
+        note: a line below the losses.
     """
-    canvas, draw = _canvas(900, 360)
+    canvas, draw = _canvas(900, 370)
+    draw.text(_scaled(70, 340), note, fill=MUTED, font=_font(12))
     epochs = [row["epoch"] for row in history]
     x_range = (epochs[0] - 0.2, epochs[-1] + 0.2)
     x_ticks = [tick for tick in _ticks(epochs[0], epochs[-1], 6) if tick in epochs] or epochs
@@ -167,10 +171,10 @@ def draw_confusion(confusion: Tensor, labels: Sequence[str]) -> Image:
 
 
 def draw_mistakes(mistakes: Sequence[Mistake], columns: int = 6) -> Image:
-    """The images with what they are and what they were taken for, in the order given."""
+    """The images with their names, what they are and what they were taken for, in the order given."""
     from PIL import Image
 
-    tile, gap, text = 132, 18, 54
+    tile, gap, text = 132, 18, 70
     rows = max(math.ceil(len(mistakes) / columns), 1)
     canvas, draw = _canvas(columns * (tile + gap) + gap, rows * (tile + text + gap) + 2 * gap + 22)
     heading = "worst mistakes: wrong and most certain" if mistakes else "no mistakes"
@@ -192,6 +196,8 @@ def draw_mistakes(mistakes: Sequence[Mistake], columns: int = 6) -> Image:
         draw.text(_scaled(left, top + tile + 6), fit_text(f"is {mistake.truth}", width, font), fill=INK, font=font)  # fmt: skip
         guess = f"{mistake.probability:.0%} sure: {mistake.predicted}"
         draw.text(_scaled(left, top + tile + 24), fit_text(guess, width, font), fill=_SECOND, font=font)
+        name = _fit_end(written_name(Path(mistake.path).name), width, font)
+        draw.text(_scaled(left, top + tile + 42), name, fill=MUTED, font=font)
     return _reduced(canvas)
 
 
@@ -212,6 +218,11 @@ def _font(size: int) -> Any:
     from PIL import ImageFont
 
     return ImageFont.load_default(size * _SHARP)
+
+
+def _fit_end(name: str, width: float, font: Any) -> str:
+    """As `fit_text`, but of the end: names of files tend to differ there."""
+    return fit_text(name[::-1], width, font)[::-1]
 
 
 def _upright(canvas: Image, text: str, x: float, bottom: float, font: Any) -> None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from ..bulk.sources import IMAGE_SUFFIXES, Skipped, is_hidden, walk_images
+from ..bulk.sources import Skipped, is_hidden, walk_images, why_no_images
 
 
 class DataError(ValueError):
@@ -26,7 +26,7 @@ def list_class_folders(root: str | os.PathLike[str], skipped: Skipped | None = N
 
     Args:
         root: the folder.
-        skipped: gets the hidden files and folders and the like; without one they are reported on stderr.
+        skipped: gets what is left out; without one it is reported on stderr.
 
     Raises:
         DataError: no such folder, no classes in it, a class without an image, or a folder that cannot be listed.
@@ -45,7 +45,8 @@ def list_class_folders(root: str | os.PathLike[str], skipped: Skipped | None = N
         skipped.add("hidden files and folders", str(folder / name))
     classes = [name for name in names if not is_hidden(name)]
     if not classes:
-        raise DataError(f"{folder}: no class folders; expected {folder}/CLASS/*.jpg")
+        what = "no class folders" if any(folder.iterdir()) else "is empty"
+        raise DataError(f"{folder}: {what}; expected {folder}/CLASS/*.jpg")
     paths: list[str] = []
     targets: list[int] = []
     for number, name in enumerate(classes):
@@ -53,10 +54,7 @@ def list_class_folders(root: str | os.PathLike[str], skipped: Skipped | None = N
         if skipped.unlisted:
             raise DataError(f"{skipped.unlisted[0]}: cannot be listed; make it readable, or remove it")
         if not found:
-            raise DataError(
-                f"{folder / name}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}); "
-                "add some or remove the folder"
-            )
+            raise DataError(f"{why_no_images(folder / name)}; add images or remove the folder")
         paths += found
         targets += [number] * len(found)
     return Samples(paths, targets, classes)
@@ -67,7 +65,7 @@ def list_training_data(root: str | os.PathLike[str], *, report: bool = True) -> 
 
     Args:
         root: the folder.
-        report: print a line that counts the hidden files and folders and the like.
+        report: print a line that counts what is left out.
 
     Raises:
         DataError: what `list_class_folders` refuses, fewer than two classes, or folders whose classes differ.

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from ..bulk.batches import Engine, rows_of
-from ..system.progress import Progress
+from ..system.progress import Progress, say
+from .answers import Answer, answers_of
 from .labelled import Labelled
 from .metrics import Share, Tally, share
 
@@ -24,6 +25,8 @@ class Evaluation:
 
     tally: Tally
     labels: list[str]
+    answers: list[Answer] = field(default_factory=list)
+    """Of each image that could be used, in their order; classes are places in ``labels``."""
     failed: list[str] = field(default_factory=list)
     """What was wrong with each image that could not be used. They are in no figure."""
     real_top1: Share | None = None
@@ -54,7 +57,7 @@ def evaluate(
             Ascending class numbers; they must hold every target.
         workers: threads that decode and preprocess for an `EagerRunner`; one for each core by default. The compiled
             runner has its own.
-        progress: show a bar on a terminal.
+        progress: say on stderr how far it has come.
 
     Raises:
         ValueError: targets outside the classes.
@@ -71,20 +74,20 @@ def evaluate(
         for places, logits, errors in rows_of(engine, data.paths, workers=workers):
             for _, error in errors:
                 result.failed.append(str(error))
-                bar.message(f"swsl: error: {error}")
+                say(f"swsl: error: {error}")
             if only_classes is not None:
                 logits = logits[:, classes]
-            targets = torch.tensor([position[data.targets[place]] for place in places], dtype=torch.int64)
             if places:
-                result.tally.update(logits, targets)
+                targets = torch.tensor([position[data.targets[place]] for place in places])
+                top = result.tally.update(logits, targets)
+                result.answers += answers_of(logits, top, targets, [data.paths[place] for place in places])
             if data.real is not None and places:
-                top = logits.topk(min(5, logits.shape[1]), dim=1).indices.tolist()
-                for place, predicted in zip(places, top, strict=True):
+                for place, predicted in zip(places, top.tolist(), strict=True):
                     if right := set(data.real[place]):
                         real_images += 1
-                        answers = [classes[number] for number in predicted]
-                        real_hits[0] += answers[0] in right
-                        real_hits[1] += not right.isdisjoint(answers)
+                        numbers = [classes[number] for number in predicted]
+                        real_hits[0] += numbers[0] in right
+                        real_hits[1] += not right.isdisjoint(numbers)
             bar.advance(len(places) + len(errors), errors=len(errors))
     if data.real is not None:
         result.real_top1, result.real_top5 = (

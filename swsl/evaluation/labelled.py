@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..bulk.sources import find_images
+from ..bulk.sources import find_images, why_no_images
 from ..labels import LABELS, WORDNET_IDS
 from .class_folders import DataError, list_class_folders
 
@@ -116,6 +116,8 @@ def _read_truth(folder: Path, truth: Path, labels: Sequence[str]) -> Labelled:
     if not truth.is_file():
         raise DataError(f"truth: {truth}: no such file")
     paths = list(find_images([str(folder)]))
+    if paths == [str(folder)]:
+        raise DataError(f"{why_no_images(folder)}; expected the images that {truth} is about")
     lines = [line.strip() for line in truth.read_text("utf-8").splitlines() if line.strip()]
     if (
         lines and lines[0] == "ImageId,PredictionString"

@@ -71,8 +71,12 @@ class Tally:
         self._sums = torch.zeros(2, dtype=torch.float64)  # loss, images in the top 5
         self._bins = torch.zeros(3, _BINS, dtype=torch.float64)  # images, confidence, hits
 
-    def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Count logits N×classes, float32, of images of classes ``targets`` (int64, N), both on the CPU."""
+    def update(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Count logits N×classes, float32, of images of classes ``targets`` (int64, N), both on the CPU.
+
+        Returns:
+            The likeliest classes of each image, int64 N×5, or N×classes where there are fewer.
+        """
         top = logits.topk(min(5, logits.shape[1]), dim=1).indices  # N×5
         predicted = top[:, 0]
         hits = predicted == targets
@@ -83,6 +87,7 @@ class Tally:
         confidence = logits.softmax(1).gather(1, predicted[:, None])[:, 0].double()
         bins = (confidence * _BINS).ceil().long().sub(1).clamp(0, _BINS - 1)
         self._bins.index_add_(1, bins, torch.stack([torch.ones_like(confidence), confidence, hits.double()]))
+        return top
 
     def reduce(self, add: Callable[[Tensor], Tensor]) -> None:
         """Pass every sum through ``add``, which returns it summed over processes."""

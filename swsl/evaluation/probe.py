@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..bulk.batches import Engine, rows_of
-from ..system.progress import Progress
+from ..system.progress import Progress, say, working
 from .class_folders import DataError, Samples, list_training_data
 from .metrics import Share, share
 
@@ -56,7 +57,7 @@ def probe(
         engine: see `swsl.bulk.batches.Engine`.
         root: a folder as `swsl finetune` takes it.
         neighbours: how many vote, at most all training images.
-        progress: show a bar on a terminal.
+        progress: say on stderr how far it has come.
 
     Raises:
         DataError: no such data set, or fewer than two usable images of a class in train.
@@ -72,7 +73,8 @@ def probe(
         raise ImportError("probing features needs scikit-learn: pip install scikit-learn") from error
     if neighbours < 1:
         raise ValueError(f"neighbours: expected 1 or more, got {neighbours}")
-    train, val = list_training_data(root)
+    with working(f"listing {root}", enabled=progress):
+        train, val = list_training_data(root)
     failed: list[str] = []
     features, targets = _embed(engine, train, failed, progress)
     val_features, val_targets = _embed(engine, val, failed, progress)
@@ -88,7 +90,8 @@ def probe(
             f"{root}: expected two usable training images of each class or more; {few[0]!r} has fewer"
         )
 
-    predicted = nearest_neighbours(features, targets, val_features, neighbours)
+    with working("nearest neighbours", enabled=progress):
+        predicted = nearest_neighbours(features, targets, val_features, neighbours)
     hits = int((predicted == val_targets).sum())
 
     quarter = max(len(targets) // 4, len(train.classes))  # at least one of each class
@@ -96,9 +99,12 @@ def probe(
         StratifiedShuffleSplit(1, test_size=quarter, random_state=0).split(features, targets)
     )
 
+    fits = count(1)
+
     def fitted(strength: float, rows: Any) -> Any:
+        what = f"linear classifier, fit {next(fits)} of {len(_STRENGTHS) + 1}"
         model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, tol=1e-3, max_iter=300))
-        with warnings.catch_warnings():
+        with working(what, enabled=progress), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*failed to converge.*")  # it is accurate long before
             return model.fit(features[rows].numpy(), targets[rows].numpy())
 
@@ -136,7 +142,7 @@ def _embed(engine: Engine, samples: Samples, failed: list[str], progress: bool) 
                 rows.append(features)
             for _, error in errors:
                 failed.append(str(error))
-                bar.message(f"swsl: error: {error}")
+                say(f"swsl: error: {error}")
             bar.advance(len(found) + len(errors), errors=len(errors))
     if not rows:
         raise DataError(f"not one of {len(samples.paths)} images can be read, {samples.paths[0]} for one")

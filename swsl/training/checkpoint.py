@@ -30,7 +30,8 @@ from ..preprocess import PreprocessSpec
 from ..resnext import ResNeXt
 from ..state_dicts import OWN_KEYS, read_pickled
 from ..system.files import replacing
-from ..variants import VARIANTS, WEIGHTS_LICENSE, create_model, find_variant
+from ..system.progress import working
+from ..variants import VARIANTS, WEIGHTS_LICENSE, create_model, find_variant, find_weights
 from ..version import __version__
 
 _FORMAT = 1
@@ -70,11 +71,11 @@ def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> Chec
         ValueError: no such variant.
         swsl.WeightsError: the weights cannot be had or do not fit.
     """
-    if weights is not None:
-        weights = _weights.locate(weights)
-        if checkpoint := find_checkpoint(weights):
+    path = find_weights(find_variant(name), weights)
+    with working(f"loading {path}"):
+        if weights is not None and (checkpoint := find_checkpoint(path)):
             return checkpoint
-    model = create_model(name, weights=weights)
+        model = create_model(name, weights=path)
     return Checkpoint(model, find_variant(name).preprocess, LABELS, name, WEIGHTS_LICENSE)
 
 

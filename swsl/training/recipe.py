@@ -154,6 +154,14 @@ class TrainOptions:
         if self.scratch and self.freeze_backbone:
             raise ValueError("freeze_backbone: a backbone that starts from scratch has to be trained")
 
+    @property
+    def loss_note(self) -> str:
+        """What the training loss includes that the validation loss, plain cross-entropy, does not; empty where that is nothing."""
+        smoothing = self.resolved(1).label_smoothing
+        parts = [f"label smoothing {smoothing:g}"] * bool(smoothing) + ["class weights"] * self.class_weights
+        parts += [name for name in ("mixup", "cutmix") if getattr(self, name)]
+        return f"the training loss includes {', '.join(parts)}" if parts else ""
+
     def resolved(self, world: int) -> Recipe:
         """The recipe with this run's own values in it, its learning rate scaled to this run's global batch."""
         recipe = RECIPES[self.recipe]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+from ..system.torchrun import is_first
 from .checkpoint import Checkpoint, load_checkpoint
 from .distributed import Processes
 from .recipe import TrainOptions
@@ -51,8 +50,8 @@ def run_to_resume(options: TrainOptions, processes: Processes, report: Callable[
     return path
 
 
-def load_run(path: Path, here: dict[str, str]) -> tuple[Checkpoint, dict[str, Any]]:
-    """The checkpoint and its training state; ``here`` is the `fingerprint` of the run that goes on with it.
+def load_run(path: Path, here: dict[str, str]) -> Checkpoint:
+    """The checkpoint, with its training state; ``here`` is the `fingerprint` of the run that goes on with it.
 
     Raises:
         ValueError: a file that does not say how to resume, or a run with another fingerprint.
@@ -69,7 +68,7 @@ def load_run(path: Path, here: dict[str, str]) -> tuple[Checkpoint, dict[str, An
             + ", ".join(f"{key} {there.get(key)}, not {here[key]}" for key in changed)
             + "; resume it with the same, or start another in a new folder"
         )
-    return checkpoint, state
+    return checkpoint
 
 
 def what_is_kept(options: TrainOptions, saved: tuple[int, int] | None) -> str:
@@ -79,7 +78,7 @@ def what_is_kept(options: TrainOptions, saved: tuple[int, int] | None) -> str:
         options: the run's.
         saved: epoch and step of the ``last.pth`` that this run has written or read.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first():
         return ""
     path = options.output / "last.pth"
     if not path.exists():

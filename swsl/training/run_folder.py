@@ -1,5 +1,5 @@
 """What a training run leaves in its folder for people to look at: the history, as numbers and curves, and the best model's
-confusion matrix and worst mistakes."""
+answers, confusion matrix and worst mistakes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..evaluation.answers import Answer, write_predictions
 from ..evaluation.charts import Mistake, draw_confusion, draw_curves, draw_mistakes
 from ..system.files import open_output, replacing
 
@@ -20,23 +21,6 @@ METRICS = ("epoch", "learning_rate", "train_loss", "train_top1", "val_loss", "va
 validation loss is plain cross-entropy; accuracies are from 0 to 1."""
 
 _SHOWN_MISTAKES = 24
-
-
-class WorstMistakes:
-    """Those that the model was surest of: ``rows`` of probability, path, true and predicted class."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[float, str, int, int]] = []
-
-    def add(self, logits: Tensor, targets: Tensor, paths: Sequence[str]) -> None:
-        probabilities, predicted = logits.softmax(1).max(1)
-        wrong = (predicted != targets).nonzero()[:, 0].tolist()
-        self.merge(
-            [(probabilities[row].item(), paths[row], int(targets[row]), int(predicted[row])) for row in wrong]
-        )
-
-    def merge(self, rows: Sequence[tuple[float, str, int, int]]) -> None:
-        self.rows = heapq.nlargest(_SHOWN_MISTAKES, [*self.rows, *rows])
 
 
 def make_folder(path: Path) -> None:
@@ -53,19 +37,23 @@ def make_folder(path: Path) -> None:
         ) from error
 
 
-def write_history(folder: Path, history: Sequence[dict[str, float]]) -> None:
-    """``metrics.csv`` and ``curves.png``, from an entry of `METRICS` for each epoch."""
+def write_history(folder: Path, history: Sequence[dict[str, float]], note: str) -> None:
+    """``metrics.csv`` and ``curves.png``, from an entry of `METRICS` for each epoch and what the curves say of the losses."""
     with open_output(str(folder / "metrics.csv")) as file:
         rows = csv.DictWriter(file, METRICS, lineterminator="\n")
         rows.writeheader()
         rows.writerows(history)
-    _save(folder / "curves.png", draw_curves(history))
+    _save(folder / "curves.png", draw_curves(history, note))
 
 
-def write_errors(folder: Path, classes: Sequence[str], confusion: Tensor, mistakes: WorstMistakes) -> None:
-    """``confusion.png`` and ``mistakes.png``."""
+def write_answers(folder: Path, classes: Sequence[str], confusion: Tensor, answers: Sequence[Answer]) -> None:
+    """``predictions.csv``, ``confusion.png`` and ``mistakes.png``: those that the model was surest of."""
+    with open_output(str(folder / "predictions.csv")) as file:
+        write_predictions(file, answers, classes)
     _save(folder / "confusion.png", draw_confusion(confusion, classes))
-    shown = [Mistake(path, classes[truth], classes[guess], p) for p, path, truth, guess in mistakes.rows]
+    wrong = (answer for answer in answers if answer.rank > 1)
+    worst = heapq.nlargest(_SHOWN_MISTAKES, wrong, key=lambda answer: answer.probability)
+    shown = [Mistake(a.path, classes[a.truth], classes[a.prediction], a.probability) for a in worst]
     _save(folder / "mistakes.png", draw_mistakes(shown))
 
 

@@ -3,7 +3,8 @@
     swsl.training.train.finetune(TrainOptions(data=Path("photos"), output=Path("run")))
 
 A run's folder gets ``best.pth`` (the model with the best validation accuracy, see swsl/training/checkpoint.py), ``last.pth`` (the
-latest, with all that resuming needs), ``metrics.csv``, ``curves.png``, ``confusion.png`` and ``mistakes.png`` (of the best).
+latest, with all that resuming needs), ``metrics.csv`` and ``curves.png``, and of the best ``predictions.csv``, ``confusion.png`` and
+``mistakes.png``.
 
 Everything random is a function of the seed and the position (epoch, step, image), never of a generator's history. So the
 position in ``last.pth`` is the whole random state, and a resumed run on one CPU process ends in the same bits as an
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -24,10 +24,12 @@ from torch.utils.data import DataLoader
 
 from ..bulk.batches import rows_of
 from ..deploy.eager import EagerRunner
+from ..evaluation.answers import Answer, answers_of
 from ..evaluation.class_folders import DataError, Samples, list_training_data
 from ..evaluation.metrics import Tally
 from ..resnext import ResNeXt
-from ..system.progress import Progress
+from ..system.progress import Pace, Progress, working
+from ..system.torchrun import is_first
 from ._torchvision import import_torchvision
 from .checkpoint import Checkpoint, save_checkpoint, variant_of
 from .data import EpochBatches, TrainingImages, collate, seeded
@@ -35,8 +37,9 @@ from .distributed import Processes, joined
 from .optimisation import AveragedModel, learning_rate_at, make_optimizer, set_learning_rate
 from .recipe import RECIPES, TrainOptions
 from .resuming import fingerprint, load_run, run_to_resume, what_is_kept
-from .run_folder import METRICS, WorstMistakes, make_folder, write_errors, write_history
+from .run_folder import METRICS, make_folder, write_answers, write_history
 from .starting import amp_dtype, mixing, starting_model
+from .unreadable import Unreadable
 
 
 class DivergenceError(RuntimeError):
@@ -62,7 +65,8 @@ def finetune(options: TrainOptions, report: Callable[[str], None] = print) -> li
     run: _Run | None = None
     try:
         import_torchvision()
-        train, val = list_training_data(options.data, report=os.environ.get("RANK", "0") == "0")
+        with working(f"listing {options.data}"):
+            train, val = list_training_data(options.data, report=is_first())
         with joined(options.device) as processes:
             said = report if processes.first else lambda _: None
             run = _Run(options, processes, train, val, said)
@@ -94,18 +98,30 @@ class _Run:
         self.sums = torch.zeros(3, dtype=torch.float64)  # of this process and epoch: loss, right, images
         self.history: list[dict[str, float]] = []
         self.best: list[float] = []  # accuracy and minus the loss of best.pth
-        self.corrupt: dict[str, str] = {}
 
-        self._prepare_model()
+        path = run_to_resume(options, processes, report)
+        begun = load_run(path, self._fingerprint()) if path else None
+        self._prepare_model(begun)
         if processes.first:
             make_folder(options.output)
-        self._resume()
+        state = begun and begun.training
+        self.unreadable = Unreadable(
+            len(train.paths) + len(val.paths),
+            options.max_corrupt,
+            processes,
+            state["corrupt"] if state else {},
+        )
+        if state:
+            self._restore(state)
 
-    def _prepare_model(self) -> None:
+    def _prepare_model(self, begun: Checkpoint | None) -> None:
         options, device = self.options, self.processes.device
         self.amp = amp_dtype(options.amp, device)
         torch.manual_seed(options.seed)
-        self.model, self.spec, self.license = starting_model(options, len(self.train.classes))
+        if begun:
+            self.model, self.spec, self.license = begun.model, begun.spec, begun.license
+        else:
+            self.model, self.spec, self.license = starting_model(options, len(self.train.classes))
         self.model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if options.freeze_backbone:
             self.model.requires_grad_(False)
@@ -141,12 +157,16 @@ class _Run:
 
     def fit(self) -> list[dict[str, float]]:
         options, epochs = self.options, self.recipe.epochs
-        self._report_start()
+        if not self.saved:
+            self._report_start()
         images = TrainingImages(self.train, self.spec, options.augmentation, options.seed)
         loader = DataLoader(
             images, batch_sampler=self.batches, num_workers=options.workers, collate_fn=collate,
             persistent_workers=options.workers > 0, pin_memory=self.processes.device.type == "cuda",
         )  # fmt: skip
+        done = sum(self.batches.step_size(step) for step in range(self.step))
+        validated = len(self.val.paths[self.processes.rank :: self.processes.world])
+        self.pace = Pace((epochs - self.epoch) * (len(self.train.paths) + validated) - done)
         for epoch in range(self.epoch, epochs):
             self.epoch = epoch
             rate = self._train_epoch(loader)
@@ -154,10 +174,8 @@ class _Run:
             self.epoch, self.step = epoch + 1, 0
             self.sums.zero_()
             self._save_last()
-        if self.processes.first:
-            write_history(
-                self.options.output, self.history
-            )  # once more: the run may have been killed just before
+        if self.processes.first:  # once more: the run may have been killed just before
+            write_history(options.output, self.history, options.loss_note)
         self.report(f"best top-1 {self.best[0]:.2%}: {options.output / 'best.pth'}")
         return self.history
 
@@ -171,15 +189,16 @@ class _Run:
         rate = 0.0
         iterator = iter(loader)
         left = sum(batches.step_size(step) for step in range(self.step, batches.steps))
-        with Progress(f"images of epoch {self.epoch + 1}", left, enabled=self.processes.first) as progress:
+        with Progress(f"images of epoch {self.epoch + 1}", left, run=self.pace) as progress:
             for step in range(self.step, batches.steps):
                 done = self.epoch * batches.steps + step
                 rate = learning_rate_at(done, steps, warmup, self.recipe.learning_rate)
                 set_learning_rate(self.optimizer, rate)
                 parts = [next(iterator) for _ in range(options.accumulate)]
                 for *_, skipped in parts:
-                    self._note_corrupt(skipped, progress)
+                    self.unreadable.add(skipped)
                 self._train_step([part[:2] for part in parts], step)
+                progress.note = f"loss {self.sums[0] / self.sums[2]:.4f}, learning rate {rate:.3g}"
                 progress.advance(batches.step_size(step))
                 self.step = step + 1
                 regular = options.checkpoint_steps and (done + 1) % options.checkpoint_steps == 0
@@ -240,22 +259,21 @@ class _Run:
         mine = slice(processes.rank, None, processes.world)  # every image once, in one process
         paths, targets = self.val.paths[mine], torch.tensor(self.val.targets[mine], dtype=torch.int64)
         tally = Tally(len(classes))
-        mistakes = WorstMistakes()
-        with Progress("images to validate", len(paths), enabled=processes.first) as progress:
+        answers: dict[int, Answer] = {}  # by the image's place among all
+        with Progress("images to validate", len(paths), run=self.pace) as progress:
             for places, logits, errors in rows_of(runner, paths, workers=max(self.options.workers, 1)):
-                self._note_corrupt([(paths[place], str(error)) for place, error in errors], progress)
+                self.unreadable.add((paths[place], str(error)) for place, error in errors)
                 if places:
-                    tally.update(logits, targets[places])
-                    mistakes.add(logits, targets[places], [paths[place] for place in places])
+                    top = tally.update(logits, targets[places])
+                    found = answers_of(logits, top, targets[places], [paths[place] for place in places])
+                    answers |= zip(
+                        (processes.rank + place * processes.world for place in places), found, strict=True
+                    )
                 progress.advance(len(places) + len(errors), errors=len(errors))
-        for found in processes.gather(self.corrupt):
-            self.corrupt |= found  # each process has met its own; the limit is for all of them
-        self._check_corrupt()
+        self.unreadable.merge()
         tally.reduce(processes.sum)
-        found_mistakes = processes.gather(mistakes.rows)
-        mistakes = WorstMistakes()
-        for rows in found_mistakes:
-            mistakes.merge(rows)
+        for part in processes.gather(answers):
+            answers |= part
         loss, right, images = processes.sum(self.sums.clone()).tolist()
         if tally.images == 0:
             raise DataError(f"{self.options.data / 'val'}: not one image can be read")
@@ -282,8 +300,9 @@ class _Run:
                     key: value for key, value in self.history[-1].items() if key.startswith(("epoch", "val"))
                 }
                 save_checkpoint(self.options.output / "best.pth", self._checkpoint(model, metrics))
-                write_errors(self.options.output, classes, tally.confusion, mistakes)
-            write_history(self.options.output, self.history)
+                ordered = [answers[place] for place in sorted(answers)]
+                write_answers(self.options.output, classes, tally.confusion, ordered)
+            write_history(self.options.output, self.history, self.options.loss_note)
         width = len(str(self.recipe.epochs))
         self.report(
             f"epoch {self.epoch + 1:{width}}/{self.recipe.epochs}  train loss {loss / images:.4f} top-1 {right / images:7.2%}"
@@ -296,9 +315,7 @@ class _Run:
 
     def _save_last(self) -> None:
         sums = self.processes.gather(self.sums.tolist())
-        corrupt = {
-            path: error for part in self.processes.gather(self.corrupt) for path, error in part.items()
-        }
+        unreadable = self.unreadable.gathered()
         if not self.processes.first:
             return
         if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
@@ -314,18 +331,13 @@ class _Run:
             "sums": sums,
             "history": self.history,
             "best": self.best,
-            "corrupt": corrupt,
+            "corrupt": unreadable,
             "options": self._fingerprint(),
         }
         save_checkpoint(self.options.output / "last.pth", checkpoint)
         self.saved = self.epoch, self.step
 
-    def _resume(self) -> None:
-        path = run_to_resume(self.options, self.processes, self.report)
-        if path is None:
-            return
-        checkpoint, state = load_run(path, self._fingerprint())
-        self.model.load_state_dict(checkpoint.model.state_dict())
+    def _restore(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.average:
@@ -333,26 +345,12 @@ class _Run:
             self.average.updates = state["average_updates"]
         self.epoch, self.step = self.saved = state["epoch"], state["step"]
         self.sums = torch.tensor(state["sums"][self.processes.rank], dtype=torch.float64)
-        self.history, self.best, self.corrupt = state["history"], state["best"], state["corrupt"]
-        self.report(f"resuming {path} after epoch {self.epoch}, step {self.step} of {self.batches.steps}")
+        self.history, self.best = state["history"], state["best"]
+        if self.epoch < self.recipe.epochs:
+            self.report(f"resumed at epoch {self.epoch + 1}, step {self.step}")
 
     def _fingerprint(self) -> dict[str, str]:
         return fingerprint(self.options, len(self.train.paths), self.processes.world)
-
-    def _note_corrupt(self, skipped: list[tuple[str, str]], progress: Progress) -> None:
-        for path, error in skipped:
-            if path not in self.corrupt:
-                self.corrupt[path] = error
-                progress.message(f"swsl: skipped: {error}")
-        self._check_corrupt()
-
-    def _check_corrupt(self) -> None:
-        allowed = self.options.max_corrupt * (len(self.train.paths) + len(self.val.paths))
-        if len(self.corrupt) > allowed:
-            raise DataError(
-                f"{len(self.corrupt)} images cannot be read, more than {self.options.max_corrupt:.0%} of all, "
-                f"{next(iter(self.corrupt))} among them; repair or remove them, or raise --max-corrupt"
-            )
 
     def _diverged(self, where: str, loss: float) -> DivergenceError:
         advice = [f"a learning rate below {self.recipe.learning_rate:g} (--lr)", "a longer --warmup-epochs"]

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 from conftest import subprocess_environment, swsl_command
+from PIL import Image
 
 import swsl
-from swsl.bulk.sources import find_images
+from swsl.bulk.sources import IMAGE_SUFFIXES, UNREAD_SUFFIXES, find_images
+from swsl.cli.main import main
 from swsl.deploy.runner import build_info
 from swsl.evaluation.class_folders import DataError, list_class_folders, list_training_data
 from swsl.evaluation.labelled import read_labelled
@@ -68,6 +70,51 @@ def test_folders_yield_regular_files_that_are_not_hidden(
     assert list(find_images(named)) == ["photos/.ipynb_checkpoints/a.jpg", *named[1:]]
     assert list(find_images(["photos"], report=False))
     assert capsys.readouterr().err == ""
+
+
+def test_every_format_that_pillow_reads_is_taken_and_others_are_counted_by_name(
+    tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture
+) -> None:
+    formats = Image.registered_extensions()
+    assert {formats[suffix] for suffix in IMAGE_SUFFIXES} <= {
+        *Image.OPEN,
+        "MPO",
+    }  # which the JPEG plugin opens
+    small = Image.open(photo).resize((64, 48))
+    saved = {suffix for suffix in IMAGE_SUFFIXES if formats[suffix] in Image.SAVE}
+    assert saved >= {".avif", ".jp2", ".jfif", ".ppm", ".tga"}
+    for suffix in saved:
+        small.save(tmp_path / f"a{suffix}")
+    for name in ("b.HEIC", "c.heic", "d.cr2", ".e.heic", "notes.txt"):
+        (tmp_path / name).touch()
+    found = list(find_images([str(tmp_path)]))
+    assert found == sorted(str(tmp_path / f"a{suffix}") for suffix in saved)
+    for path in found:
+        assert swsl.load_image(path).width > 1, path
+    assert capsys.readouterr().err == (
+        f"swsl: skipped: 2 .heic images ({tmp_path}/b.HEIC, …), 1 .cr2 images ({tmp_path}/d.cr2)\n"
+    )
+    assert not IMAGE_SUFFIXES & UNREAD_SUFFIXES
+
+
+def test_an_empty_folder_is_called_empty(
+    tmp_path: Path, photo: Path, weights50: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("empty", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "other" / "a.heic").touch()
+    names = [str(tmp_path / name) for name in ("empty", "other")]
+    code = main(
+        ["classify", *names, str(photo), "--weights", str(weights50), "--format", "csv", "--top-k", "1"]
+    )
+    assert code == 1
+    printed = capsys.readouterr()
+    told = [f"{names[0]}: is empty", f"{names[1]}: holds no image of a format that is read"]
+    assert [row.split(",")[1] for row in printed.out.splitlines()[1:]] == [*told, ""]
+    assert all(f"swsl: error: {each}\n" in printed.err for each in told)
+    (tmp_path / "truth.txt").touch()
+    with pytest.raises(DataError, match="empty: is empty; expected the images that .*truth.txt is about"):
+        read_labelled(names[0], ["0"], truth=tmp_path / "truth.txt")
 
 
 def test_a_folder_that_cannot_be_listed_is_an_error_of_its_own(tmp_path: Path, photo: Path) -> None:

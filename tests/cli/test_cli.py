@@ -182,6 +182,37 @@ def test_device_and_dtype_reach_the_runner(
         assert "--dtype: needs the compiled runner" in capsys.readouterr().err
 
 
+def test_what_swsl_classify_has_is_here_too(folder: Path, photo: Path, tiny: list[str]) -> None:
+    exif = Image.Exif()
+    exif[0x112] = 6  # turn by a quarter
+    Image.open(photo).save(folder / "turned.jpg", exif=exif)
+    out = folder / "out.csv"
+    arguments = ["classify", str(folder / "turned.jpg"), *tiny, "-o", str(out), "--top-k", "1"]
+    counts = ["--cores", "2", "--threads", "1", "--workers", "3"]
+    assert main([*arguments, *counts, "--exif-orientation"]) == 0
+    ((expected,),) = swsl.Runner(tiny[1], exif_orientation=True).classify([folder / "turned.jpg"], top_k=1)
+    (row,) = csv.DictReader(out.open())
+    assert float(row["probability_1"]) == pytest.approx(expected.probability, rel=1e-5)
+    record = json.loads((folder / "out.csv.run.json").read_text())
+    assert record["exif_orientation"] is True
+    assert main([*arguments, "--resume"]) == 1  # rows of images that were not turned
+    assert main([*arguments, *counts, "--exif-orientation", "--resume"]) == 0
+    assert main([*arguments]) == 0
+    (other,) = csv.DictReader(out.open())
+    assert other["probability_1"] != row["probability_1"]
+
+
+@pytest.mark.parametrize("option", ["--exif-orientation", "--threads=1", "--workers=1"])
+def test_what_eager_pytorch_lacks_is_refused(
+    option: str, folder: Path, weights50: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "swsl.deploy.runner.build_info", lambda: {"compiled": False, "reason": "it is not built"}
+    )
+    assert main(["classify", str(folder / "a.jpg"), "--weights", str(weights50), option]) == 1
+    assert f"{option.split('=')[0]}: needs the compiled runner" in capsys.readouterr().err
+
+
 def test_max_pixels_reach_the_runner(folder: Path, engine: list[str], capsys: pytest.CaptureFixture) -> None:
     photograph = str(folder / "a.jpg")
     assert main(["classify", photograph, *engine, "--max-pixels", "99"]) == 1

@@ -192,8 +192,7 @@ def test_sigterm_stops_a_training_run_of_several_processes(
     finally:
         process.kill()
     lines = [line for line in errors.splitlines() if line.startswith("swsl: interrupted")]
-    assert lines.count("swsl: interrupted") == processes - 1
-    (kept,) = (line for line in lines if "is kept" in line)
+    (kept,) = lines
     assert kept.startswith(f"swsl: interrupted: {output}/last.pth, of epoch ")
     assert kept.endswith(" is kept; go on with the same command and --resume")
     if processes == 1:

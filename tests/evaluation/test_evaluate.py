@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -297,14 +298,20 @@ def test_the_command(few_digits: Path, ten_classes: swsl.ResNeXt, tmp_path: Path
         return result.stdout if code == 0 else result.stderr
 
     told = validate(
-        "--json", tmp_path / "all.json", "--reliability", tmp_path / "reliability.png", "--per-class"
-    )
+        "--json", tmp_path / "all.json", "--reliability", tmp_path / "reliability.png", "--per-class",
+        "--predictions", tmp_path / "predictions.csv",
+    )  # fmt: skip
     found = json.loads((tmp_path / "all.json").read_text())
     assert f"{found['top1']['value']:.2%} [{found['top1']['low']:.2%}" in told
     assert Image.open(tmp_path / "reliability.png").height > 300
     assert [row["total"] for row in found["per_class"]] == [7, 7, 0, 7, 0, 0, 0, 0, 0, 0]
     assert found["per_class"][2]["value"] is None
     assert sum(row["images"] for row in found["calibration"]) == 21
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").open()))
+    assert [row["path"] for row in rows] == sorted(map(str, few_digits.glob("val/*/*.png")))
+    assert all(row["truth"] == Path(row["path"]).parent.name for row in rows)
+    assert sum(row["prediction"] == row["truth"] for row in rows) == found["top1"]["hits"]
+    assert sum(int(row["rank"]) <= 5 for row in rows) == found["top5"]["hits"]
 
     few = json.loads(validate("--present-classes", "--json", "-"))
     assert [row["label"] for row in few["per_class"]] == ["0", "1", "3"]

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy
@@ -43,12 +44,20 @@ def test_neighbours_vote_as_scikit_learns_do() -> None:
 
 
 def test_even_random_features_tell_digits_apart(
-    few_digits: Path, model: swsl.ResNeXt, tmp_path: Path
+    few_digits: Path, model: swsl.ResNeXt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = probe(EagerRunner(model, spec=SPEC, device="cpu"), few_digits, neighbours=5)
     assert found.neighbours.total == found.linear.total == 21
     assert found.neighbours.low > 1 / 3  # of chance
     assert found.linear.low > 1 / 3
+
+    steps: list[str] = []
+    monkeypatch.setattr(
+        "swsl.evaluation.probe.working", lambda what, **_: steps.append(what) or nullcontext()
+    )
+    probe(EagerRunner(model, spec=SPEC, device="cpu"), few_digits, neighbours=5, progress=True)
+    fits = [f"linear classifier, fit {number} of 6" for number in range(1, 7)]
+    assert steps == [f"listing {few_digits}", "nearest neighbours", *fits]
 
     save_checkpoint(tmp_path / "best.pth", Checkpoint(model, SPEC, tuple("0123456789")))
     command = [sys.executable, "-m", "swsl", "probe", few_digits, "--weights", tmp_path / "best.pth"]

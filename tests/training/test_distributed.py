@@ -77,7 +77,10 @@ def test_unreadable_images_count_over_all_processes(folders: Path, tmp_path: Pat
         "-m", "swsl", "finetune", folders, *SMALL_ARGUMENTS, "--epochs", 1, "--batch-size", 24, "--workers", 0,
         "--device", "cpu", "--max-corrupt", 0.02, "-o", tmp_path / "run", code=1,
     )  # fmt: skip
-    assert "2 images cannot be read, more than 2%" in result.stderr
+    assert result.stderr.count("2 images cannot be read, more than 2%") == 1
+    assert result.stderr.count("swsl: skipped: ") == 2
+    cause = result.stderr.partition("Root Cause")[2]
+    assert "traceback : swsl: error: 2 images cannot be read" in cause  # torchrun's last words
 
 
 def test_processes_that_see_different_folders_do_not_train_together(options: TrainOptions) -> None:
@@ -106,4 +109,6 @@ def test_torchrun_counts_every_validation_image_once(few_digits: Path, tmp_path:
     assert found["images"] == 21  # which two processes cannot share evenly
     row = next(csv.DictReader((output / "metrics.csv").open()))
     assert float(row["val_top1"]) == found["top1"]["value"]
+    names = [row["path"] for row in csv.DictReader((output / "predictions.csv").open())]
+    assert names == sorted(map(str, few_digits.glob("val/*/*.png")))
     assert float(row["val_loss"]) == pytest.approx(found["loss"], rel=1e-5)

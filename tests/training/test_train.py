@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -33,6 +34,7 @@ from swsl.deploy.runner import build_info
 from swsl.evaluation.class_folders import DataError
 from swsl.evaluation.evaluate import evaluate
 from swsl.evaluation.labelled import read_labelled
+from swsl.system import progress
 from swsl.training.checkpoint import load_checkpoint
 from swsl.training.data import Augmentation
 from swsl.training.recipe import TrainOptions
@@ -53,7 +55,11 @@ def assert_same_weights(first: Path, second: Path) -> None:
     [
         (lambda root: shutil.rmtree(root / "val"), "val: no such folder; expected"),
         (lambda root: shutil.rmtree(root / "val" / "3"), "same classes; only in train: 3"),
-        (lambda root: (root / "train" / "cat").mkdir(), "cat: no images"),
+        (lambda root: (root / "train" / "cat").mkdir(), "cat: is empty; add images"),
+        (
+            lambda root: (shutil.rmtree(root / "val"), (root / "val").mkdir()),
+            "val: is empty; expected .*val/CLASS",
+        ),
         (lambda root: [shutil.rmtree(root / p / c) for p in ("train", "val") for c in "01"], "two classes"),
     ],
 )
@@ -98,6 +104,42 @@ def test_a_run_leaves_a_model_that_scores_what_it_says(options: TrainOptions) ->
     assert checkpoint.metrics["epoch"] == best["epoch"]
     assert found.top1.value == checkpoint.metrics["val_top1"]
     assert found.loss == pytest.approx(checkpoint.metrics["val_loss"], rel=1e-5)
+    rows = list(csv.DictReader((options.output / "predictions.csv").open()))
+    assert [row["path"] for row in rows] == sorted(map(str, options.data.glob("val/*/*.png")))
+    assert sum(row["rank"] == "1" for row in rows) == found.top1.hits
+
+
+def test_what_a_training_loss_includes_is_said(options: TrainOptions) -> None:
+    assert options.loss_note == "the training loss includes label smoothing 0.1"
+    assert replace(options, recipe="swsl").loss_note == ""
+    everything = replace(options, label_smoothing=0.2, class_weights=True, cutmix=1.0).loss_note
+    assert everything == "the training loss includes label smoothing 0.2, class weights, cutmix"
+
+
+def test_a_resumed_run_says_where_it_goes_on_and_nothing_else_of_its_start(
+    options: TrainOptions, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def killed(*_: object) -> None:
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(progress, "_EVERY_S", 0.0)
+    with monkeypatch.context() as patches:
+        patches.setattr("swsl.training.train.write_answers", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            finetune(replace(options, checkpoint_steps=2))
+    told = capsys.readouterr()
+    assert len(told.out.splitlines()) == 2
+    assert re.search(
+        r"of 48 images of epoch 1, loss \d\.\d{4}, learning rate [\d.]+, [\d.,]+ images/s, \d+:\d\d left of the run\n",
+        told.err,
+    )
+    lines: list[str] = []
+    finetune(replace(options, checkpoint_steps=2, resume=True), lines.append)
+    assert lines[0] == "resumed at epoch 1, step 4"
+    assert [line[:9] for line in lines[1:]] == ["epoch 1/2", "epoch 2/2", "best top-"]
+    lines.clear()
+    finetune(replace(options, checkpoint_steps=2, resume=True), lines.append)  # nothing is left to do
+    assert [line[:9] for line in lines] == ["best top-"]
 
 
 def test_a_frozen_backbone_stays_as_it_was(options: TrainOptions, tmp_path: Path) -> None:
@@ -198,7 +240,7 @@ def test_resuming_after_a_kill_ends_in_the_same_bits(few_digits: Path, tmp_path:
     killed = (*arguments, "-o", tmp_path / "killed", "--checkpoint-steps", 1)
     last = tmp_path / "killed" / "last.pth"
     process = subprocess.Popen(swsl_command(*killed), env=subprocess_environment(), stdout=subprocess.DEVNULL)
-    for _ in range(2000):  # into the second epoch, and not onto its first step
+    while True:  # into the second epoch, and not onto its first step
         if last.exists():
             state = load_checkpoint(last).training
             if state["epoch"] == 1 and state["step"] >= 2:
@@ -211,7 +253,9 @@ def test_resuming_after_a_kill_ends_in_the_same_bits(few_digits: Path, tmp_path:
     assert (position["epoch"], position["step"]) < (4, 0)
 
     resumed = run(*swsl_command(*killed, "--resume"))
-    assert "resuming" in resumed.stdout
+    told = resumed.stdout.splitlines()
+    assert told[0] == f"resumed at epoch {position['epoch'] + 1}, step {position['step']}"
+    assert all(line.startswith(("epoch ", "best top-1 ")) for line in told[1:])
     for name in ("last.pth", "best.pth"):
         assert_same_weights(tmp_path / "whole" / name, tmp_path / "killed" / name)
     metrics = [(tmp_path / folder / "metrics.csv").read_bytes() for folder in ("whole", "killed")]

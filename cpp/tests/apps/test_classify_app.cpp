@@ -156,6 +156,12 @@ TEST(info_prints_the_metadata) {
            swsl::FrozenModel::read_metadata(data("tiny.pt")).json + '\n');
 }
 
+TEST(version_is_the_librarys) {
+  const auto run = classify("--version");
+  CHECK_EQ(run.code, 0);
+  CHECK_EQ(run.out, "swsl-classify " + swsl::build_info().swsl_version + '\n');
+}
+
 TEST(wrong_usage_is_2_and_a_wrong_model_1) {
   CHECK_EQ(classify("--help").code, 0);
   for (const std::string& arguments :

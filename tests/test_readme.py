@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from conftest import ROOT, subprocess_environment
 from PIL import Image
@@ -203,4 +204,12 @@ def test_facts_are_the_tables() -> None:
 def test_switching_from_timm_is_what_the_table_says(photo: Path) -> None:
     for ours in re.findall(r"swsl\.\w+", README):
         assert hasattr(swsl, ours.removeprefix("swsl.")) or ours == "swsl.json"
+    (table,) = re.findall(r"^\| with timm .*?\n\n", README, re.DOTALL | re.MULTILINE)
+    ((present, deprecated),) = re.findall(r"'(resnext.*?)'.* deprecated name, `'(.*?)'", table)
+    with pytest.warns(UserWarning, match=f"deprecated model name {deprecated} to current {present}"):
+        timm.create_model(deprecated, pretrained=False)
+    for name in swsl.VARIANTS:
+        assert timm.is_model_pretrained(present.replace("resnext50_32x4d", name.removeprefix("swsl_")))
+    for method in re.findall(r"model\.(\w+)", table):
+        assert hasattr(swsl.ResNeXt, method)
     assert torch.is_tensor(swsl.preprocess(photo))

@@ -201,7 +201,9 @@ class ResNeXt(nn.Module):
         given = 5 if indices is None else indices
         taken = range(-given, 0) if isinstance(given, int) else given
         if not taken or not all(-5 <= index < 5 for index in taken):
-            raise ValueError(f"indices: expected 1 to 5, or some of 0 to 4 (-5 to -1 from the end), got {indices}")
+            raise ValueError(
+                f"indices: expected 1 to 5, or some of 0 to 4 (-5 to -1 from the end), got {indices}"
+            )
         stages = sorted({index % 5 for index in taken})
         x, maps = self._walk(x, stages, stages[-1] if stop_early else 4)
         found = [maps[stage] for stage in stages]

@@ -118,9 +118,7 @@ def test_the_c_plus_plus_program(workplace: Path, frozen50: Path, tmp_path: Path
     (program,) = (text for language, text in BLOCKS if language == "cpp")
     (project,) = (text for language, text in BLOCKS if language == "cmake")
     (tmp_path / "app.cpp").write_text(program)
-    (tmp_path / "CMakeLists.txt").write_text(
-        f"cmake_minimum_required(VERSION 3.24)\nproject(app LANGUAGES CXX)\n{project}"
-    )
+    (tmp_path / "CMakeLists.txt").write_text(project)
     for name, source in (("model.pt", frozen50), ("photo.jpg", workplace / "photo.jpg")):
         (tmp_path / name).symlink_to(source)
     run(tmp_path, "cmake", "-B", "build", f"-DCMAKE_PREFIX_PATH={swsl.cmake_prefix_path}", f"-DPython_EXECUTABLE={sys.executable}")  # fmt: skip

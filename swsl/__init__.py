@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 with warnings.catch_warnings():  # numpy is not needed here, so that it is missing is no news
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
-    import torch  # noqa: F401
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        # By this name `python -m swsl` makes one line of it.
+        raise ImportError(
+            "no torch: pip install torch, or in swsl's folder pip install .", name=__name__
+        ) from error
 
 from .image import ImageError, load_image
 from .preprocess import PreprocessSpec, preprocess, preprocess_batch

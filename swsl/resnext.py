@@ -7,11 +7,13 @@ convolution ("ResNet v1.5"), as in the published SWSL weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 EXPANSION = 4  # a bottleneck's output has four times the channels of its stage's base width
 
@@ -35,14 +37,43 @@ class Bottleneck(nn.Module):
             self.downsample = nn.Sequential(
                 nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
             )
+        self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:  # N×in×H×W
+        if not torch.jit.is_scripting() and self.grad_checkpointing and torch.is_grad_enabled():
+            return self._checkpointed(x)
+        return self._residual(x)
+
+    @torch.jit.unused
+    def _checkpointed(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():  # which takes no contexts, and leaves buffers alone the second time
+            return checkpoint(self._residual, x, use_reentrant=False)
+        contexts = contextlib.nullcontext(), _KeptBuffers(self)  # of the first time and the second
+        return checkpoint(self._residual, x, use_reentrant=False, context_fn=lambda: contexts)
+
+    def _residual(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)  # N×out×H/s×W/s
         x = self.relu(self.bn1(self.conv1(x)))  # N×width×H×W
         x = self.relu(self.bn2(self.conv2(x)))  # N×width×H/s×W/s
         x = self.bn3(self.conv3(x))  # N×out×H/s×W/s
         x += shortcut
         return self.relu(x)
+
+
+class _KeptBuffers:
+    """A context that leaves a module's buffers as it found them: a batch that is computed again for the gradients counts once in
+    BatchNorm's running statistics."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __enter__(self) -> None:
+        self.before = [buffer.clone() for buffer in self.module.buffers()]
+
+    def __exit__(self, *_: object) -> None:
+        with torch.no_grad():
+            for buffer, value in zip(self.module.buffers(), self.before, strict=True):
+                buffer.copy_(value)
 
 
 class ResNeXt(nn.Module):
@@ -122,28 +153,83 @@ class ResNeXt(nn.Module):
         """Images N×3×H×W to logits N×num_classes (to pooled features N×2048 where num_classes is 0)."""
         return self.forward_head(self.forward_features(x))
 
-    def feature_maps(self, x: Tensor, stages: Sequence[int] = (1, 2, 3, 4)) -> list[Tensor]:
-        """The outputs of the chosen stages, for detection and segmentation.
+    def feature_maps(self, x: Tensor, stages: Sequence[int] = (0, 1, 2, 3, 4)) -> list[Tensor]:
+        """The outputs of the chosen stages, for detection and segmentation: timm's with ``features_only=True``, index by index.
 
         Args:
             x: images N×3×H×W.
-            stages: which stages, each 1 to 4, in the order wanted.
+            stages: which stages, each 0 to 4, in the order wanted. 0 is the stem before its pool.
 
         Returns:
-            For stage s a map N×(128·2^s)×H/2^(s+1)×W/2^(s+1): 256, 512, 1024, 2048 channels at strides 4, 8, 16, 32.
+            For stage s a map N×C×H/2^(s+1)×W/2^(s+1): 64, 256, 512, 1024, 2048 channels at strides 2, 4, 8, 16, 32.
 
         Raises:
-            ValueError: a stage outside 1 to 4, or none.
+            ValueError: a stage outside 0 to 4, or none.
         """
-        if not stages or not all(stage in (1, 2, 3, 4) for stage in stages):
-            raise ValueError(f"stages: expected some of 1, 2, 3, 4, got {tuple(stages)}")
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        maps = {}
-        for number, stage in enumerate(
-            (self.layer1, self.layer2, self.layer3, self.layer4)[: max(stages)], 1
-        ):
-            x = maps[number] = stage(x)
+        if not stages or not all(stage in (0, 1, 2, 3, 4) for stage in stages):
+            raise ValueError(f"stages: expected some of 0, 1, 2, 3, 4, got {tuple(stages)}")
+        _, maps = self._walk(x, stages, max(stages))
         return [maps[stage] for stage in stages]
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """timm's method of this name: the maps of `feature_maps` on the way to that of `forward_features`.
+
+        Args:
+            x: images N×3×H×W.
+            indices: which stages, each 0 to 4, or -5 to -1 from the end; n: the last n; None: all five.
+            norm: nothing here, as in timm's ResNets: every map is normalised.
+            stop_early: do not compute the stages after the last of ``indices``.
+            output_fmt: "NCHW".
+            intermediates_only: return the second of the two alone.
+
+        Returns:
+            The last stage's map (with ``stop_early`` what the last computed stage hands on), and the chosen maps in the network's order.
+
+        Raises:
+            ValueError: a stage that there is not, or none, or another format.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt: expected 'NCHW', got {output_fmt!r}")
+        given = 5 if indices is None else indices
+        taken = range(-given, 0) if isinstance(given, int) else given
+        if not taken or not all(-5 <= index < 5 for index in taken):
+            raise ValueError(
+                f"indices: expected 1 to 5, or some of 0 to 4 (-5 to -1 from the end), got {indices}"
+            )
+        stages = sorted({index % 5 for index in taken})
+        x, maps = self._walk(x, stages, stages[-1] if stop_early else 4)
+        found = [maps[stage] for stage in stages]
+        return found if intermediates_only else (x, found)
+
+    def _walk(self, x: Tensor, kept: Collection[int], last: int) -> tuple[Tensor, dict[int, Tensor]]:
+        """What stage ``last`` hands on, and the maps of the stages that are kept, each 0 to ``last``."""
+        x = self.relu(self.bn1(self.conv1(x)))  # N×64×H/2×W/2
+        maps = {0: x} if 0 in kept else {}
+        x = self.maxpool(x)
+        for number, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)[:last], 1):
+            x = stage(x)
+            if number in kept:
+                maps[number] = x
+        return x, maps
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only the input of each bottleneck for the gradients, and compute the rest once more when they are: less memory, more
+        time, the same numbers. BatchNorm counts each batch once."""
+        for module in self.modules():
+            if isinstance(module, Bottleneck):
+                module.grad_checkpointing = enable
+
+    def get_classifier(self, name_only: bool = False) -> nn.Module | str:
+        """The classifier (`nn.Identity` where there is none), or its name in the model, "fc"."""
+        return "fc" if name_only else self.fc
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the classifier with a freshly initialised one of ``num_classes`` rows; 0 removes it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -209,3 +210,53 @@ def test_an_old_setuptools_is_refused_before_anything_is_compiled(source: Path, 
     (tmp_path / "setuptools.py").write_text("__version__ = '76.1.0'\n")
     message = run(sys.executable, "setup.py", "build", cwd=source, code=1, PYTHONPATH=str(tmp_path))
     assert "setuptools 77 or later expected, found 76.1.0: pip install -U setuptools" in message
+
+
+HEADERS = ("engine", "frozen_model", "golden", "image", "preprocessor", "runner", "stream")
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_the_first_error_of_an_older_standard_says_which_is_needed(header: str, tmp_path: Path) -> None:
+    compiler = os.environ.get("CXX", "c++")
+    (tmp_path / "app.cpp").write_text(f"#include <swsl/{header}.h>\n")
+    options = ("-fsyntax-only", "-I", ROOT / "cpp" / "include", "app.cpp")
+    run(compiler, "-std=c++20", *options, cwd=tmp_path)
+    errors = run(compiler, "-std=c++17", *options, cwd=tmp_path, code=1)
+    assert "swsl needs C++20: compile with -std=c++20" in next(
+        line for line in errors.splitlines() if "error" in line
+    )
+
+
+def test_inside_another_project_only_the_library_is_built(tmp_path: Path) -> None:
+    project = f"project(outside LANGUAGES CXX)\nadd_subdirectory({ROOT} swsl)\n"
+    (tmp_path / "CMakeLists.txt").write_text(f"cmake_minimum_required(VERSION 3.24)\n{project}")
+    run("cmake", "-B", "build", "-G", "Ninja", "-DSWSL_LIBTORCH=OFF", cwd=tmp_path)
+    assert "SWSL_BUILD_TESTS:BOOL=OFF" in (tmp_path / "build" / "CMakeCache.txt").read_text()
+    run("cmake", "-S", ROOT, "-B", "own", "-G", "Ninja", "-DSWSL_LIBTORCH=OFF", cwd=tmp_path)
+    assert "SWSL_BUILD_TESTS:BOOL=ON" in (tmp_path / "own" / "CMakeCache.txt").read_text()
+
+
+def test_another_torch_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    """The file that CMake configures, for a release that there is not."""
+    config = (ROOT / "cpp" / "cmake" / "swslConfig.cmake.in").read_text()
+    config = config.replace("@SWSL_TORCH_VERSION@", "2.8.99").replace("@PACKAGE_INIT@", "")
+    config = config.replace('include("${CMAKE_CURRENT_LIST_DIR}/swslTargets.cmake")\n', "")
+    prefix = tmp_path / "share" / "cmake" / "swsl"
+    prefix.mkdir(parents=True)
+    (prefix / "swslConfig.cmake").write_text(re.sub(r"@\w+@", "", config))
+    (prefix / "swslLibtorchTargets.cmake").touch()
+    shutil.copy(ROOT / "cpp" / "cmake" / "SwslTorch.cmake", prefix)
+    run_folder = (
+        "-S",
+        ROOT / "cpp" / "tests" / "outside" / "libtorch",
+        "-B",
+        tmp_path / "build",
+        "-G",
+        "Ninja",
+    )
+    message = run("cmake", *run_folder, f"-DCMAKE_PREFIX_PATH={tmp_path}", f"-DPython_EXECUTABLE={sys.executable}",
+                  cwd=tmp_path, code=1)  # fmt: skip
+    told = " ".join(message.split())
+    assert (
+        f"is torch {torch.__version__.split('+')[0]}; C++ binaries of one release of torch do not run" in told
+    )

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from conftest import ROOT, subprocess_environment
 from PIL import Image
@@ -117,9 +118,7 @@ def test_the_c_plus_plus_program(workplace: Path, frozen50: Path, tmp_path: Path
     (program,) = (text for language, text in BLOCKS if language == "cpp")
     (project,) = (text for language, text in BLOCKS if language == "cmake")
     (tmp_path / "app.cpp").write_text(program)
-    (tmp_path / "CMakeLists.txt").write_text(
-        f"cmake_minimum_required(VERSION 3.24)\nproject(app LANGUAGES CXX)\n{project}"
-    )
+    (tmp_path / "CMakeLists.txt").write_text(project)
     for name, source in (("model.pt", frozen50), ("photo.jpg", workplace / "photo.jpg")):
         (tmp_path / name).symlink_to(source)
     run(tmp_path, "cmake", "-B", "build", f"-DCMAKE_PREFIX_PATH={swsl.cmake_prefix_path}", f"-DPython_EXECUTABLE={sys.executable}")  # fmt: skip
@@ -204,4 +203,12 @@ def test_facts_are_the_tables() -> None:
 def test_switching_from_timm_is_what_the_table_says(photo: Path) -> None:
     for ours in re.findall(r"swsl\.\w+", README):
         assert hasattr(swsl, ours.removeprefix("swsl.")) or ours == "swsl.json"
+    (table,) = re.findall(r"^\| with timm .*?\n\n", README, re.DOTALL | re.MULTILINE)
+    ((present, deprecated),) = re.findall(r"'(resnext.*?)'.* deprecated name, `'(.*?)'", table)
+    with pytest.warns(UserWarning, match=f"deprecated model name {deprecated} to current {present}"):
+        timm.create_model(deprecated, pretrained=False)
+    for name in swsl.VARIANTS:
+        assert timm.is_model_pretrained(present.replace("resnext50_32x4d", name.removeprefix("swsl_")))
+    for method in re.findall(r"model\.(\w+)", table):
+        assert hasattr(swsl.ResNeXt, method)
     assert torch.is_tensor(swsl.preprocess(photo))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -38,9 +41,70 @@ def test_equals_timm(name: str) -> None:
         ours.forward_head(ours.forward_features(x), pre_logits=True),
         theirs.forward_head(theirs.forward_features(x), pre_logits=True),
     )
-    _, maps = theirs.forward_intermediates(x, indices=[1, 2, 3, 4])
+    _, maps = theirs.forward_intermediates(x)
     for mine, other in zip(ours.feature_maps(x), maps, strict=True):
         assert torch.equal(mine, other)
+
+
+def small_pair() -> tuple[ResNeXt, timm.models.ResNet]:
+    ours = small()
+    theirs = timm.models.ResNet(
+        timm.models.resnet.Bottleneck, (1, 2, 1, 1), cardinality=4, base_width=4, num_classes=10
+    )
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    return ours, theirs.eval()
+
+
+@torch.inference_mode()
+def test_feature_maps_are_timms_index_by_index() -> None:
+    ours, theirs = small_pair()
+    pyramid = timm.models.FeatureListNet(theirs)  # what features_only=True makes
+    assert [each["num_chs"] for each in theirs.feature_info] == [64, 256, 512, 1024, 2048]
+    x = torch.randn(2, 3, 96, 64)
+    for mine, other in zip(ours.feature_maps(x), pyramid(x), strict=True):
+        assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"indices": 2},
+        {"indices": [3, 0, -1]},
+        {"indices": (-4,), "stop_early": True},
+        {"indices": [0], "stop_early": True, "norm": True},
+        {"indices": 3, "intermediates_only": True, "output_fmt": "NCHW"},
+    ],
+)
+@torch.inference_mode()
+def test_intermediates_are_timms(options: dict[str, object]) -> None:
+    ours, theirs = small_pair()
+    x = torch.randn(2, 3, 96, 64)
+
+    def flat(found: object) -> list[torch.Tensor]:
+        return found if isinstance(found, list) else [found[0], *found[1]]
+
+    mine, others = ours.forward_intermediates(x, **options), theirs.forward_intermediates(x, **options)
+    assert type(mine) is type(others)
+    for map_, other in zip(flat(mine), flat(others), strict=True):
+        assert torch.equal(map_, other)
+
+
+@pytest.mark.parametrize("method", ["forward_intermediates", "get_classifier", "set_grad_checkpointing"])
+def test_methods_are_called_as_timms(method: str) -> None:
+    def arguments(of: type) -> list[tuple[str, object]]:
+        return [(p.name, p.default) for p in inspect.signature(getattr(of, method)).parameters.values()]
+
+    assert arguments(ResNeXt) == arguments(timm.models.ResNet)
+
+
+def test_impossible_intermediates_are_refused() -> None:
+    x = torch.randn(1, 3, 32, 32)
+    for wrong in (0, 6, -1, [], [5], [-6]):
+        with pytest.raises(ValueError, match="indices: expected 1 to 5, or some of 0 to 4 "):
+            small().forward_intermediates(x, wrong)
+    with pytest.raises(ValueError, match="output_fmt: expected 'NCHW', got 'NLC'"):
+        small().forward_intermediates(x, output_fmt="NLC")
 
 
 @pytest.mark.parametrize(
@@ -88,15 +152,16 @@ def test_counts_are_the_published_ones(name: str) -> None:
 @torch.inference_mode()
 def test_feature_maps_have_the_documented_shapes(height: int, width: int) -> None:
     model, x = small(), torch.randn(1, 3, height, width)
-    for stage, found in zip((1, 2, 3, 4), model.feature_maps(x), strict=True):
+    for stage, found in enumerate(model.feature_maps(x)):
         stride = 2 ** (stage + 1)
-        assert found.shape == (1, 128 * 2**stage, -(-height // stride), -(-width // stride))
-    third, first = model.feature_maps(x, stages=(3, 1))
-    assert torch.equal(third, model.feature_maps(x)[2])
-    assert torch.equal(first, model.feature_maps(x)[0])
+        channels = 128 * 2**stage if stage else 64
+        assert found.shape == (1, channels, -(-height // stride), -(-width // stride))
+    third, stem = model.feature_maps(x, stages=(3, 0))
+    assert torch.equal(third, model.feature_maps(x)[3])
+    assert torch.equal(stem, model.feature_maps(x)[0])
     assert torch.equal(model.feature_maps(x, [4])[0], model.forward_features(x))
-    for wrong in ((), (0,), (5,)):
-        with pytest.raises(ValueError, match="stages: expected some of 1, 2, 3, 4"):
+    for wrong in ((), (-1,), (5,)):
+        with pytest.raises(ValueError, match="stages: expected some of 0, 1, 2, 3, 4"):
             model.feature_maps(x, wrong)
 
 
@@ -115,6 +180,7 @@ def test_classifier_can_be_replaced_or_absent() -> None:
     model.reset_classifier(7)
     assert model.num_classes == 7
     assert model(x).shape == (2, 7)
+    assert model.get_classifier() is model.get_submodule(model.get_classifier(name_only=True))
     assert torch.equal(model.forward_head(model.forward_features(x), pre_logits=True), pooled)
     for wrong in (-1, 2.5, "10"):
         with pytest.raises(ValueError, match="num_classes: expected a whole number of 0 or more, got "):
@@ -150,6 +216,45 @@ def test_script_export_and_fx_agree_with_eager() -> None:
     extracted = create_feature_extractor(model, {"layer2": "stride8", "layer4": "stride32"})(x)
     assert torch.equal(extracted["stride8"], model.feature_maps(x, (2,))[0])
     assert torch.equal(extracted["stride32"], model.forward_features(x))
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_checkpointing_changes_no_number(compiled: bool) -> None:
+    """Nor BatchNorm's statistics, though every block is computed twice, or three times."""
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    kept: list[int] = []
+    models = [small().train(), small().train()]
+    models[1].set_grad_checkpointing()
+    for model in models:
+        kept.append(0)
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            kept[-1] += tensor.numel()
+            return tensor
+
+        run = torch.compile(model, backend="aot_eager") if compiled else model
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            loss = run(x).square().sum()
+        loss.backward(retain_graph=not compiled)
+        if not compiled:
+            loss.backward()
+    plain, checkpointed = models
+    assert kept[1] < kept[0]
+    for mine, other in zip(checkpointed.buffers(), plain.buffers(), strict=True):
+        assert torch.equal(mine, other)
+    for mine, other in zip(checkpointed.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(mine.grad, other.grad)
+
+
+def test_a_checkpointing_model_is_scripted_traced_and_exported(tmp_path: Path) -> None:
+    model, x = small(), torch.randn(2, 3, 64, 64)
+    expected = model(x)
+    model.set_grad_checkpointing()
+    for captured in (torch.jit.script(model), torch.fx.symbolic_trace(model)):
+        assert torch.allclose(captured(x), expected, rtol=1e-4, atol=1e-5)
+    spec = swsl.PreprocessSpec(input_size=(64, 64))
+    swsl.export_model(model, tmp_path / "model.pt", spec=spec, labels="ABCDEFGHIJ")
+    assert torch.allclose(torch.jit.load(tmp_path / "model.pt")(x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_variant_models_can_be_scripted_too() -> None:

@@ -245,17 +245,18 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _profile(arguments: argparse.Namespace) -> int:
-    from ..deploy.profile import draw_roofline, profile, table
+    from ..deploy.profile import profile, table
+    from ..deploy.roofline import draw_roofline
     from ..system.files import replacing
     from ..system.progress import working
 
     with working(f"profiling {arguments.module}"):
-        layers, peak, what = profile(
+        found = profile(
             arguments.module, dtype=arguments.dtype, threads=arguments.threads, batch=arguments.batch_size
         )
-    print(what)
-    print(table(layers, peak))
+    print(found.note)
+    print(table(found))
     if arguments.output:
         with replacing(arguments.output) as temporary:
-            draw_roofline(layers, peak, what).save(temporary, format="PNG")
+            draw_roofline(found).save(temporary, format="PNG")
     return 0

@@ -1,18 +1,63 @@
-"""Where the time of a forward pass goes: `swsl profile model.pt`, as a table and as a roofline picture."""
+"""Where the time of a forward pass goes: `swsl profile model.pt`, as a table; `roofline.py` draws it."""
 
 from __future__ import annotations
 
-import math
+import ctypes
 import os
 import statistics
+import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import torch
 
 from .native import as_tensor, extension
 from .runner import LayerTime, Runner
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+TOO_BUSY = "the machine is too busy to tell"
+_MOST_SCATTER = 1.5  # of the third quartile from the first
+_LEAST_RUNNING = 0.9
+_COPIED = 128 << 20  # bytes: more than caches hold
+
+
+class Profile(NamedTuple):
+    """Forward passes of a network, each beside what the machine could do at that time."""
+
+    passes: list[list[LayerTime]]
+    """Of each pass the layers."""
+    peaks: list[float]
+    """Beside each pass: floating-point operations per second of multiply-adds in registers alone."""
+    bandwidths: list[float]
+    """Beside each pass: bytes per second, read and written, of a copy that no cache holds."""
+    running: list[float]
+    """Of each pass: the share of its time that its threads, which never sleep in one, had a core."""
+    images: int
+    """In a pass."""
+    element_bytes: int
+    """Of a weight or activation."""
+    note: str
+    """What ran."""
+
+    @property
+    def layers(self) -> list[LayerTime]:
+        """Each with its median time. (The fastest would lie on a busy machine: where one thread is late in reading the clock, the
+        time of its layer seems to be the one before's.)"""
+        return [
+            times[0]._replace(seconds=statistics.median(layer.seconds for layer in times))
+            for times in zip(*self.passes, strict=True)
+        ]
+
+    def share(self, layers: Sequence[int]) -> float | None:
+        """The median share of the peak that some layers, by their indices, reach together. None where other programs were at work:
+        threads had to wait for a core, or passes scatter, or beat the peak."""
+        shares = []
+        for times, peak in zip(self.passes, self.peaks, strict=True):
+            work = 2 * sum(times[index].multiply_adds for index in layers)
+            shares.append(work / sum(times[index].seconds for index in layers) / peak)
+        low, middle, high = statistics.quantiles(shares, n=4)
+        scattered = high > _MOST_SCATTER * low or middle > 1
+        return None if scattered or statistics.median(self.running) < _LEAST_RUNNING else middle
 
 
 def profile(
@@ -22,7 +67,7 @@ def profile(
     threads: int = 0,
     batch: int = 1,
     rounds: int = 20,
-) -> tuple[list[LayerTime], float, str]:
+) -> Profile:
     """Times every fused layer of a frozen module on the CPU.
 
     Args:
@@ -30,12 +75,8 @@ def profile(
         dtype: as for `Runner`.
         threads: as for `Runner`.
         batch: images in the forward pass.
-        rounds: forward passes; each layer's median time counts. (The fastest would lie on a busy machine: where one thread
-            is late in reading the clock, the time of its layer seems to be the one before's.)
-
-    Returns:
-        The layers, the floating-point operations per second that the processor reaches with multiply-adds in registers
-        alone (measured now), and a line that says what ran.
+        rounds: at least 2. In each the peak, the bandwidth and a forward pass take turns, so that what slows the machine down
+            slows all of them.
 
     Raises:
         ValueError: the module does not run on the planned engine; the message says why.
@@ -43,79 +84,69 @@ def profile(
     runner = Runner(model, dtype=dtype, threads=threads, batch_size=batch)
     if runner.info.name != "planned":
         raise ValueError(f"{os.fspath(model)} cannot be profiled: {runner.info.reason}")
+    threads, narrow = runner.info.threads, runner.info.dtype == "bfloat16"
     # Not torch's own operators, which could wait for threads that a fork has left behind.
     images = as_tensor(extension().golden_input([batch, 3, *runner.spec.input_size]))
-    runner.profile(images)  # warms up
-    passes = [runner.profile(images) for _ in range(rounds)]
-    layers = [
-        times[0]._replace(seconds=statistics.median(time.seconds for time in times))
-        for times in zip(*passes, strict=True)
-    ]
-    peak = extension().peak_flops(runner.info.dtype, runner.info.threads)
-    what = f"{runner.info.dtype}, batch {batch}, {runner.info.threads} threads, {runner.info.reason}"
-    return layers, peak, what
+    note = f"{runner.info.dtype}, batch {batch}, {threads} threads, {runner.info.reason}"
+    found = Profile([], [], [], [], batch, 2 if narrow else 4, note)
+    copy = _Copy(threads)
+    for _ in range(rounds):
+        found.peaks.append(extension().peak_flops(runner.info.dtype, threads))
+        found.bandwidths.append(copy.bandwidth())
+        runner.profile(images)  # warms up, after what has filled the caches
+        wall, used = time.perf_counter(), time.process_time()
+        found.passes.append(runner.profile(images))
+        wall, used = time.perf_counter() - wall, time.process_time() - used
+        found.running.append(used / wall / threads)
+    return found
 
 
-def table(layers: Sequence[LayerTime], peak: float) -> str:
+class _Copy:
+    """Memory that threads copy, each a part of its own."""
+
+    def __init__(self, threads: int) -> None:
+        self.parts = [
+            [torch.empty(_COPIED // threads, dtype=torch.uint8) for _ in range(2)] for _ in range(threads)
+        ]
+        for source, _ in self.parts:  # else the pages of zeros that nobody has written are one and the same
+            ctypes.memset(source.data_ptr(), 1, source.nbytes)
+        self.threads = ThreadPoolExecutor(threads)
+
+    def bandwidth(self) -> float:
+        """Bytes per second, read and written."""
+        start = time.perf_counter()
+        list(self.threads.map(self._copy, self.parts))
+        return 2 * _COPIED / (time.perf_counter() - start)
+
+    @staticmethod
+    def _copy(part: list[torch.Tensor]) -> None:
+        source, target = part
+        ctypes.memmove(target.data_ptr(), source.data_ptr(), source.nbytes)
+
+
+def table(found: Profile) -> str:
     """The layers as lines of text: shape, kernel, milliseconds, GFLOP/s, share of the peak."""
+    layers = found.layers
     width = max(len(layer.shape) for layer in layers)
     lines = [f"{'shape':<{width}}  {'kernel':<18}{'ms':>9}{'GFLOP/s':>9}  of the peak"]
-    for layer in layers:
-        line = f"{layer.shape:<{width}}  {layer.kernel:<18}{layer.seconds * 1e3:9.3f}"
-        if layer.multiply_adds:
-            rate = 2 * layer.multiply_adds / layer.seconds
-            line += f"{rate / 1e9:9.1f}{rate / peak:10.1%}"
-        lines.append(line)
-    seconds = sum(layer.seconds for layer in layers)
-    rate = 2 * sum(layer.multiply_adds for layer in layers) / seconds
-    lines.append(f"{'together':<{width + 20}}{seconds * 1e3:9.3f}{rate / 1e9:9.1f}{rate / peak:10.1%}")
+
+    def line(name: str, indices: Sequence[int]) -> None:
+        seconds = sum(layers[index].seconds for index in indices)
+        work = 2 * sum(layers[index].multiply_adds for index in indices)
+        text = f"{name}{seconds * 1e3:9.3f}"
+        if work:
+            share = found.share(indices)
+            text += f"{'?' if share is None else f'{work / seconds / 1e9:.1f}':>9}{shown(share):>10}"
+        lines.append(text)
+
+    for index, layer in enumerate(layers):
+        line(f"{layer.shape:<{width}}  {layer.kernel:<18}", [index])
+    line(f"{'together':<{width + 20}}", range(len(layers)))
+    if any(text.endswith("?") for text in lines):
+        lines.append(f"?: {TOO_BUSY}: passes wait for cores, scatter, or beat the measured peak")
     return "\n".join(lines)
 
 
-def draw_roofline(layers: Sequence[LayerTime], peak: float, note: str) -> Image:
-    """A picture of every convolution: how much work it is (across, logarithmic) against the rate it reaches (up), under the
-    roof of the processor's peak. The area of a dot is the layer's share of the time."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    ink, muted, accent, background = "#22252b", "#8a8f98", "#3867d6", "#fbfaf7"
-    width, height, left, top, bottom = 960, 560, 90, 70, 480
-    canvas = Image.new("RGB", (width, height), background)
-    draw = ImageDraw.Draw(canvas, "RGBA")
-    text, small = ImageFont.load_default(16), ImageFont.load_default(13)
-    work = [layer for layer in layers if layer.multiply_adds]
-    low = math.floor(math.log10(min(2 * layer.multiply_adds for layer in work)))
-    high = math.ceil(math.log10(max(2 * layer.multiply_adds for layer in work)))
-
-    def across(flops: float) -> float:
-        return left + (math.log10(flops) - low) / max(high - low, 1) * (width - left - 40)
-
-    def up(rate: float) -> float:
-        return bottom - rate / peak * (bottom - top)
-
-    for share in (0.25, 0.5, 0.75, 1.0):
-        draw.line(
-            (left, up(share * peak), width - 40, up(share * peak)),
-            fill=ink if share == 1 else "#e6e4de",
-            width=2,
-        )
-        draw.text((left - 8, up(share * peak)), f"{share:.0%}", fill=muted, font=small, anchor="rm")
-    for exponent in range(low, high + 1):
-        draw.text((across(10.0**exponent), bottom + 10), f"1e{exponent}", fill=muted, font=small, anchor="mt")
-    total = sum(layer.seconds for layer in layers)
-    for layer in work:
-        x, y = across(2 * layer.multiply_adds), up(2 * layer.multiply_adds / layer.seconds)
-        radius = max(3.0, 60 * math.sqrt(layer.seconds / total))
-        colour = accent + "60" if layer.kernel.startswith("1") else "#d6673860"
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline=ink)
-    draw.text(
-        (left, 16),
-        f"share of {peak / 1e9:.0f} GFLOP/s (multiply-adds in registers), layer by layer",
-        fill=ink,
-        font=text,
-    )
-    draw.text(
-        (left, 40), "blue: 1x1 convolutions; orange: others; area: share of the time", fill=muted, font=small
-    )
-    draw.text((left, bottom + 34), "floating-point operations of the layer", fill=muted, font=small)
-    draw.text((left, bottom + 54), note.replace("×", "x"), fill=muted, font=small)
-    return canvas
+def shown(share: float | None) -> str:
+    """A share of the peak as text, "?" where it cannot be told."""
+    return "?" if share is None else f"{share:.1%}"

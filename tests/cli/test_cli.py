@@ -6,6 +6,7 @@ import csv
 import functools
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,6 +44,24 @@ def folder(tmp_path: Path, photo: Path) -> Path:
     (tmp_path / "images" / "folder" / "notes.txt").write_text("no image")
     (tmp_path / "images" / "folder" / "bad.jpg").write_bytes(photo.read_bytes()[:1000])
     return tmp_path / "images"
+
+
+def test_in_a_checkout_the_installed_package_runs(tmp_path: Path) -> None:
+    """And not the sources, which have no compiled runner."""
+    shutil.copytree(ROOT / "swsl", tmp_path / "swsl")
+    (tmp_path / "swsl" / "version.py").write_text('__version__ = "installed"\n')
+    environment = {**subprocess_environment(), "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "swsl", "--version"]
+    assert subprocess.check_output(command, cwd=ROOT, env=environment, text=True) == "swsl installed\n"
+
+
+def test_in_a_checkout_without_torch_one_line_says_what_to_do() -> None:
+    result = subprocess.run(
+        [sys.executable, "-S", "-m", "swsl", "list"], cwd=ROOT, capture_output=True, text=True, env={}
+    )
+    (line,) = result.stderr.splitlines()
+    assert "no torch: pip install torch, or in swsl's folder pip install ." in line
+    assert result.returncode == 1
 
 
 def test_list_shows_every_published_fact() -> None:

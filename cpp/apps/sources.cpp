@@ -44,13 +44,20 @@ bool is_hidden(const std::string& name) {
   return name.starts_with('.') || name == "@eaDir" || name == "__MACOSX";
 }
 
-bool has_suffix_of_image(const fs::path& path) {
-  static const std::set<std::string> suffixes = {".jpg", ".jpeg", ".png", ".webp",
-                                                 ".gif", ".bmp",  ".tif", ".tiff"};
+// Both as in swsl/bulk/sources.py: a folder has the same images there.
+const std::set<std::string> image_suffixes = {
+    ".jpg", ".jpeg", ".jpe",  ".jfif",  ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib",
+    ".tif", ".tiff", ".avif", ".avifs", ".jp2", ".j2k", ".j2c",  ".jpc",  ".jpf", ".jpx", ".ppm",
+    ".pgm", ".pbm",  ".pnm",  ".tga",   ".qoi", ".psd", ".pcx",  ".sgi",  ".dds", ".ico"};
+const std::set<std::string> unread_suffixes = {
+    ".heic", ".heif", ".hif", ".jxl", ".jxr", ".exr", ".hdr", ".svg", ".eps", ".xcf", ".dng", ".cr2",
+    ".cr3",  ".crw",  ".nef", ".nrw", ".arw", ".orf", ".pef", ".raf", ".rw2", ".srw", ".x3f"};
+
+std::string suffix_of(const fs::path& path) {
   std::string suffix = path.extension().string();
   std::transform(suffix.begin(), suffix.end(), suffix.begin(),
                  [](unsigned char c) { return std::tolower(c); });
-  return suffixes.contains(suffix);
+  return suffix;
 }
 
 // Returns whether it has taken anything.
@@ -78,7 +85,9 @@ bool walk(const fs::path& folder, const std::function<void(const std::string&)>&
         skipped.add("links to folders", path);
       else
         folders.push_back(path);
-    } else if (has_suffix_of_image(path)) {
+    } else if (const std::string suffix = suffix_of(path); unread_suffixes.contains(suffix)) {
+      if (!hidden) skipped.add(suffix + " images", path);
+    } else if (image_suffixes.contains(suffix)) {
       if (hidden)
         skipped.add("hidden files and folders", path);
       else if (entry.is_regular_file(error) || !fs::exists(path, error))

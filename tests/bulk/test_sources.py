@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import subprocess_environment, swsl_command
+from conftest import ROOT, subprocess_environment, swsl_command
 from PIL import Image
 
 import swsl
@@ -221,3 +222,11 @@ def test_an_empty_file_is_called_empty(
 def test_a_name_with_a_zero_byte_is_an_error_like_another(photo: Path) -> None:
     with pytest.raises(swsl.ImageError, match="cannot be opened"):
         swsl.load_image(f"{photo}\0.png")
+
+
+def test_swsl_classify_takes_the_same_files_of_a_folder() -> None:
+    """Or neither program could go on with what the other began."""
+    source = (ROOT / "cpp" / "apps" / "sources.cpp").read_text("utf-8")
+    for name, expected in (("image_suffixes", IMAGE_SUFFIXES), ("unread_suffixes", UNREAD_SUFFIXES)):
+        (listed,) = re.findall(rf"{name} = {{(.*?)}};", source, re.DOTALL)
+        assert set(re.findall(r'"(\.\w+)"', listed)) == expected

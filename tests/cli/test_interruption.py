@@ -197,5 +197,5 @@ def test_sigterm_stops_a_training_run_of_several_processes(
     assert kept.endswith(" is kept; go on with the same command and --resume")
     if processes == 1:
         assert process.returncode == 143
-        assert len(errors.splitlines()) == 1
+        assert "Traceback" not in errors
     assert torch.load(output / "last.pth", weights_only=True)["training"]["epoch"] >= 1

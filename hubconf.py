@@ -1,4 +1,7 @@
-"""torch.hub entrypoints: ``torch.hub.load("org/swsl", "swsl_resnext50_32x4d", trust_repo=True)``."""
+"""torch.hub entrypoints: ``torch.hub.load("org/swsl", "swsl_resnext50_32x4d", trust_repo=True)``.
+
+``org/swsl`` is a placeholder; README.md has the lines for a fork and a local path.
+"""
 
 dependencies = ["torch"]
 

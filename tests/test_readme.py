@@ -95,6 +95,43 @@ def test_the_set_up_is_two_commands() -> None:
     assert "pip install '.[test]' && pytest" in (ROOT / ".ci" / "run").read_text()
 
 
+def test_where_a_placeholder_first_stands_is_what_to_write_instead(
+    tmp_path: Path, torch_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *_ = README.partition("`org/swsl` is a placeholder")
+    assert first.count("org/swsl") == 1
+    fork, clone = re.findall(r"`(torch\.hub\.load\(\"(?!org).*?\))`", README)
+    fetched = torch_home / "hub" / "YOU_swsl_main"
+    fetched.mkdir(parents=True)
+    for part in ("hubconf.py", "swsl"):
+        (fetched / part).symlink_to(ROOT / part)
+    (tmp_path / "path" / "to").mkdir(parents=True)
+    (tmp_path / "path" / "to" / "swsl").symlink_to(ROOT)
+    monkeypatch.chdir(tmp_path)
+    for line in (fork, clone):
+        assert eval(line[:-1] + ", pretrained=False)").variant.name == "swsl_resnext50_32x4d"
+
+
+def test_what_a_build_needs_is_what_it_asks_for() -> None:
+    """The lowest releases, as pyproject.toml and CMakeLists.txt have them."""
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    (start,) = re.findall(r"^## Start.*?(?=^## )", README, re.DOTALL | re.MULTILINE)
+    for name, told in (
+        ("requires-python = ", "Python "), ('"torch', "torch "), ('"pillow', "Pillow "),
+        ('"setuptools', "setuptools "), ('"cmake', "CMake "), ('"pybind11', "pybind11 "),
+    ):  # fmt: skip
+        (lowest,) = re.findall(rf'^[^#]*{name}"?>=([\d.]+)"', project, re.MULTILINE)
+        assert told + lowest in start
+    assert "cmake_minimum_required(VERSION 3.24)" in (ROOT / "CMakeLists.txt").read_text("utf-8")
+
+
+def test_a_clone_does_not_show_what_the_commands_write_there() -> None:
+    ignored = (ROOT / ".gitignore").read_text("utf-8").splitlines()
+    assert build_parser().parse_args(["demo"]).output == "swsl-demo.png"
+    assert "/swsl-demo.png" in ignored
+    assert "picture: swsl-demo.png" in README
+
+
 @pytest.mark.slow
 def test_commands_and_python(workplace: Path) -> None:
     """In the README's order: later examples use the files that earlier ones write."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,13 +44,21 @@ if str(COMPILED) not in package_path:
 
 
 def extension() -> ModuleType:
-    """`swsl._C`, the core, which runs with any torch.
+    """`swsl._C`, the core, which runs with any torch. Where libjpeg or libpng, with which it was built, cannot be loaded, Pillow
+    decodes.
 
     Raises:
         ImportError: it is not built, or cannot be loaded.
     """
     try:
-        from .. import _C
+        try:
+            from .. import _C
+        except ImportError as error:
+            without_decoders = COMPILED / "lib" / "without_decoders" / "libswsl.so"
+            if not (re.search("jpeg|png", str(error), re.IGNORECASE) and without_decoders.is_file()):
+                raise
+            ctypes.CDLL(str(without_decoders))  # has the name by which the extension asks for its library
+            from .. import _C
     except ImportError as error:
         reason = str(error)
         failure = COMPILED / "_build_failure.txt"
@@ -56,6 +66,9 @@ def extension() -> ModuleType:
             reason = "it could not be compiled on installation:\n" + failure.read_text("utf-8")
         elif not any(COMPILED.glob("_C*.so")):
             reason = "the source tree has not been installed (pip install .)"
+            checkout = COMPILED.parent
+            if PathFinder.find_spec("swsl", [path for path in sys.path if Path(path).resolve() != checkout]):
+                reason = f"Python took the sources in {checkout} for the installed package; start it in another folder"
         raise ImportError(f"swsl's compiled runner is not available: {reason}") from error
     return _C
 

@@ -112,8 +112,13 @@ def draw_roofline(found: Profile) -> Image:
     for dot, (x, y, radius), colour in zip(shapes, circles, colours, strict=True):
         round_ = (x - radius, y - radius, x + radius, y + radius)
         draw.ellipse(round_, fill=None if dot.share is None else colour + "50", outline=colour)
-    boxes = place_labels(circles, _CHART)
-    for row, (dot, (x, y, _), colour, box) in enumerate(zip(shapes, circles, colours, boxes), 1):  # noqa: B905
+    steps = [foot * (ridge / foot) ** (step / 50) for step in range(51)]
+    roof = [(across(at) - 4, up(at * bandwidth) - 4, across(at) + 4, up(at * bandwidth) + 4) for at in steps]
+    roof.append((across(ridge), up(peak) - 2, right, up(peak) + 2))
+    boxes = place_labels(circles, _CHART, roof)
+    for row, (dot, (x, y, _), colour, box) in enumerate(
+        zip(shapes, circles, colours, boxes, strict=False), 1
+    ):
         draw.line((x, y, min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3])), fill=colour)
         draw.text(
             ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), str(row), fill=colour, font=small, anchor="mm"
@@ -125,8 +130,8 @@ def draw_roofline(found: Profile) -> Image:
         draw.text((1224, y), shown(dot.share), fill=_INK, font=small, anchor="rm")
     draw.text((1224, top), "of the peak", fill=_MUTED, font=small, anchor="rm")
 
-    roof = f"{peak / 1e9:.0f} GFLOP/s (multiply-adds in registers) and {bandwidth / 1e9:.1f} GB/s (copying memory)"
-    draw.text((left, 14), f"Every convolution under {roof}", fill=_INK, font=text)
+    roofs = f"{peak / 1e9:.0f} GFLOP/s (multiply-adds in registers) and {bandwidth / 1e9:.1f} GB/s (copying memory)"
+    draw.text((left, 14), f"Every convolution under {roofs}", fill=_INK, font=text)
     key = "blue: 1x1; orange: others; area: share of the time"
     if found.share(range(len(found.layers))) is None or None in (dot.share for dot in shapes):
         key += f"; hollow and ?: {TOO_BUSY}"
@@ -166,15 +171,17 @@ class _Axis:
                     yield value, f"{value / unit:g}"
 
 
-def place_labels(circles: Sequence[Circle], inside: Box) -> list[Box]:
-    """A box for the label of each of the first 40 dots, as near to the dot as there is room: inside, on no dot and on no other
-    label.
+def place_labels(circles: Sequence[Circle], inside: Box, lines: Sequence[Box] = ()) -> list[Box]:
+    """A box for the label of each of the first 40 dots, as near to the dot as there is room: inside, on no dot, no line and no
+    other label.
 
     Args:
         circles: of each dot the centre and the radius.
         inside: the chart.
+        lines: boxes that cover what else is drawn.
     """
-    taken: list[Box] = [(x - r, y - r, x + r, y + r) for x, y, r in circles]
+    taken: list[Box] = [*lines, *((x - r, y - r, x + r, y + r) for x, y, r in circles)]
+    before = len(taken)
     for circle in circles[:_NAMED]:
         free = (
             box
@@ -183,7 +190,7 @@ def place_labels(circles: Sequence[Circle], inside: Box) -> list[Box]:
             and not any(_overlap(box, other) for other in taken)
         )  # fmt: skip
         taken.append(next(free))
-    return taken[len(circles) :]
+    return taken[before:]
 
 
 def _around(x: float, y: float, radius: float) -> Iterator[Box]:

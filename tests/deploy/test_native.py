@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import run, seed_model
+from PIL import Image
 
 import swsl
 from swsl.deploy import native
@@ -42,12 +43,59 @@ def without_extension(monkeypatch: pytest.MonkeyPatch, compiled: Path) -> None:
 def test_the_reason_of_a_failed_build_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     without_extension(monkeypatch, tmp_path)
     (tmp_path / "_C.pyi").touch()
+    monkeypatch.setattr(sys, "path", [])  # as if none were installed
     with pytest.raises(ImportError, match=r"has not been installed \(pip install \.\)"):
         Runner("model.pt")
     (tmp_path / "_build_failure.txt").write_text("no compiler anywhere")
     with pytest.raises(ImportError, match="could not be compiled on installation:\nno compiler anywhere"):
         Runner("model.pt")
     assert "no compiler anywhere" in build_info()["reason"]
+
+
+def test_sources_that_stand_before_the_installed_package_are_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "checkout" / "swsl").mkdir(parents=True)
+    (tmp_path / "site" / "swsl").mkdir(parents=True)
+    (tmp_path / "site" / "swsl" / "__init__.py").touch()
+    without_extension(monkeypatch, tmp_path / "checkout" / "swsl")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "checkout"), str(tmp_path / "site")])
+    with pytest.raises(
+        ImportError, match=f"took the sources in {tmp_path}/checkout .* start it in another folder"
+    ):
+        Runner("model.pt")
+
+
+DECODERS_MISSING = """
+import json, sys
+from pathlib import Path
+import swsl
+from swsl.deploy import native
+
+*sources, path, folder = sys.argv[1:]
+swsl.__path__.insert(0, folder)
+native.COMPILED = Path(folder)
+runner = swsl.Runner(path)
+built = native.build_info()
+print(json.dumps([built["jpeg"], built["png"], runner.logits(sources).tolist()]))
+"""
+
+
+@pytest.mark.parametrize("library", [b"libjpeg.so.", b"libpng16.so."])
+def test_pillow_decodes_where_a_decoder_cannot_be_loaded(
+    library: bytes, path: Path, photo: Path, tmp_path: Path
+) -> None:
+    compiled = Path(
+        shutil.copytree(native.COMPILED, tmp_path / "compiled", ignore=shutil.ignore_patterns("*.py"))
+    )
+    content = (compiled / "lib" / "libswsl.so").read_bytes()
+    if library not in content:
+        pytest.skip("built without it")
+    (compiled / "lib" / "libswsl.so").write_bytes(content.replace(library, library.replace(b"so", b"no")))
+    Image.open(photo).save(tmp_path / "photo.png")
+    sources = [photo, tmp_path / "photo.png"]
+    printed = run(sys.executable, "-c", DECODERS_MISSING, *sources, path, compiled).stdout
+    assert json.loads(printed) == ["Pillow", "Pillow", Runner(path).logits(sources).tolist()]
 
 
 WITHOUT_LIBTORCH = """

@@ -134,9 +134,10 @@ def test_nothing_is_drawn_outside_the_chart(change: Callable[[Profile], Profile]
 def test_labels_do_not_overlap() -> None:
     generator = random.Random(1)
     heap = [(700 + generator.gauss(0, 30), 100 + generator.gauss(0, 10), 6.0) for _ in range(60)]
-    labels = place_labels(heap, _CHART)
+    line = (500.0, 100.0, 760.0, 102.0)
+    labels = place_labels(heap, _CHART, [line])
     assert len(labels) == 40
-    boxes = [*labels, *((x - r, y - r, x + r, y + r) for x, y, r in heap)]
+    boxes = [*labels, line, *((x - r, y - r, x + r, y + r) for x, y, r in heap)]
     for number, a in enumerate(labels):
         assert _CHART[0] <= a[0] < a[2] <= _CHART[2]
         assert _CHART[1] <= a[1] < a[3] <= _CHART[3]

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast, get_args
 
 from .arguments import add_cores, add_device, add_model, positive
 from .engines import open_runner
@@ -17,9 +17,8 @@ from .engines import open_runner
 if TYPE_CHECKING:
     from ..bulk.outputs import BulkOutput
     from ..bulk.run_record import Record
-    from ..deploy.eager import EagerRunner
-    from ..deploy.runner import Runner
-    from ..prediction import Result
+    from ..deploy.protocol import AnyRunner
+    from ..prediction import Output, Result
 
 DEMO_PHOTO = Path(__file__).with_name("chelsea.jpg")
 
@@ -42,6 +41,11 @@ def add_commands(commands: Any) -> None:
         metavar="FILE",
         help="a .csv, .jsonl or .parquet file to write instead; what made it is in FILE.run.json, or in the Parquet",
     )
+    command.add_argument(
+        "--outputs", type=_output_names, default=["predictions"], metavar="NAMES",
+        help="of predictions, embedding and logits, with commas between them: the columns of a .parquet file, all computed in "
+        "one pass (default predictions)",
+    )  # fmt: skip
     _add_resume(command)
     command.set_defaults(run=_classify, interrupted="")
 
@@ -64,6 +68,16 @@ def add_commands(commands: Any) -> None:
     command.set_defaults(run=_demo, writes=("output",))
 
 
+def _output_names(text: str) -> list[Output]:
+    from ..prediction import Output
+
+    names = text.split(",")
+    known: tuple[Output, ...] = get_args(Output)
+    if not set(names) <= set(known):
+        raise argparse.ArgumentTypeError(f"expected one or more of {','.join(known)}, got {text!r}")
+    return [name for name in known if name in names]
+
+
 def _add_images(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "images", nargs="+", metavar="PATH|DIR|URL|-",
@@ -73,7 +87,7 @@ def _add_images(command: argparse.ArgumentParser) -> None:
     add_model(command)
     command.add_argument(
         "--batch-size", type=positive, metavar="N",
-        help="images in one forward pass at most (default 16, on a GPU with the compiled runner 64)",
+        help="images in one forward pass at most (default 16, on a GPU 64)",
     )  # fmt: skip
     command.add_argument(
         "--max-pixels", type=positive, metavar="N",
@@ -95,7 +109,7 @@ def _add_resume(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _open_and_say(arguments: argparse.Namespace) -> Runner | EagerRunner:
+def _open_and_say(arguments: argparse.Namespace) -> AnyRunner:
     options = {
         "device": arguments.device,
         "batch_size": arguments.batch_size,
@@ -111,8 +125,12 @@ def _open_and_say(arguments: argparse.Namespace) -> Runner | EagerRunner:
 def _classify(arguments: argparse.Namespace) -> int:
     from ..system.files import is_special
 
-    top_k, output = arguments.top_k, arguments.output
+    top_k, output, outputs = arguments.top_k, arguments.output, arguments.outputs
     suffix = Path(output or "").suffix.lower()
+    if outputs != ["predictions"] and suffix != ".parquet":
+        raise argparse.ArgumentError(
+            None, "--outputs: an embedding and logits are columns of a .parquet file; give one as -o FILE"
+        )
     if arguments.resume and not output:
         raise argparse.ArgumentError(None, "--resume: needs the -o FILE of the run to go on with")
     if output and arguments.format and suffix in (".csv", ".jsonl", ".parquet"):
@@ -129,15 +147,7 @@ def _classify(arguments: argparse.Namespace) -> int:
             None, f"-o: expected a name ending in .csv, .jsonl or .parquet, got {output!r}"
         )
 
-    def make(_: Runner | EagerRunner, record: Record) -> BulkOutput:
-        from ..bulk.outputs import CsvOutput, JsonOutput
-        from ..bulk.parquet import ParquetOutput
-
-        if suffix == ".csv":
-            return CsvOutput(target, record, resume=arguments.resume, top_k=top_k)
-        return (JsonOutput if suffix == ".jsonl" else ParquetOutput)(target, record, resume=arguments.resume)
-
-    return _write(target, make, arguments, top_k=top_k)
+    return _write(target, arguments, outputs=outputs, top_k=top_k)
 
 
 def _embed(arguments: argparse.Namespace) -> int:
@@ -151,14 +161,26 @@ def _embed(arguments: argparse.Namespace) -> int:
     if is_special(target):
         raise argparse.ArgumentError(None, f"-o: expected a file, got a pipe or device, {arguments.output!r}")
 
-    def make(runner: Runner | EagerRunner, record: Record) -> BulkOutput:
-        from ..bulk.outputs import NpyOutput
-        from ..bulk.parquet import ParquetOutput
+    return _write(target, arguments, outputs=["embedding"])
 
-        kind = NpyOutput if suffix == ".npy" else ParquetOutput
-        return kind(target, record, resume=arguments.resume, features=runner.embed([]).shape[1])
 
-    return _write(target, make, arguments, output="embedding")
+def _bulk_output(
+    target: Path, runner: AnyRunner, record: Record, arguments: argparse.Namespace, outputs: list[Output]
+) -> BulkOutput:
+    """The one whose name the user has given."""
+    from ..bulk.outputs import CsvOutput, JsonOutput, NpyOutput
+    from ..bulk.parquet import ParquetOutput
+
+    suffix, resume = Path(arguments.output).suffix.lower(), arguments.resume
+    if suffix == ".csv":
+        return CsvOutput(target, record, resume=resume, top_k=arguments.top_k)
+    if suffix == ".jsonl":
+        return JsonOutput(target, record, resume=resume)
+    features = runner.embed([]).shape[1]
+    if suffix == ".npy":
+        return NpyOutput(target, record, resume=resume, features=features)
+    widths: dict[Output, int] = {"embedding": features, "logits": len(runner.labels)}
+    return ParquetOutput(target, record, resume=resume, outputs=outputs, widths=widths)
 
 
 def _target(path: str) -> Path:
@@ -215,12 +237,7 @@ def _print(target: Path | None, style: str, arguments: argparse.Namespace) -> in
     return 1 if failed else 0
 
 
-def _write(
-    target: Path,
-    make: Callable[[Runner | EagerRunner, Record], BulkOutput],
-    arguments: argparse.Namespace,
-    **options: Any,
-) -> int:
+def _write(target: Path, arguments: argparse.Namespace, **options: Any) -> int:
     """Rows to a file, which no other process writes to meanwhile."""
     from ..bulk.run_record import locked, run_record
 
@@ -228,10 +245,8 @@ def _write(
     try:
         with locked(target):
             runner = _open_and_say(arguments)
-            record = run_record(
-                runner, output=options.get("output", "predictions"), top_k=options.get("top_k")
-            )
-            with make(runner, record) as output:
+            record = run_record(runner, **options)
+            with _bulk_output(target, runner, record, arguments, options["outputs"]) as output:
                 return _fill(output, runner, arguments, **options)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(_kept(target, output)) from error
@@ -249,9 +264,7 @@ def _kept(target: Path, output: BulkOutput | None) -> str:
     return "nothing was kept, for there was no row yet"
 
 
-def _fill(
-    bulk: BulkOutput, runner: Runner | EagerRunner, arguments: argparse.Namespace, **options: Any
-) -> int:
+def _fill(bulk: BulkOutput, runner: AnyRunner, arguments: argparse.Namespace, **options: Any) -> int:
     """Everything into the output, a batch of rows at a time."""
     from ..bulk.sources import find_images
     from ..system.interrupts import held_back
@@ -350,7 +363,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _seeded_runner(name: str) -> Runner | EagerRunner:
+def _seeded_runner(name: str) -> AnyRunner:
     import tempfile
 
     import torch

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from torch import Tensor
+
+Output = Literal["predictions", "embedding", "logits"]
+"""What can be asked about an image: each is an attribute of its `Result`."""
 
 
 @dataclass(frozen=True)
@@ -20,13 +23,15 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one input of a stream: what was asked for, or the error that says why it is not there."""
+    """What became of one image: what was asked for, or the error that says why it is not there."""
 
     source: Any
-    predictions: list[Prediction]
+    predictions: list[Prediction] = field(default_factory=list)
     error: Exception | None = None
-    row: Tensor | None = None
-    """Float32, the image's embedding or logits, where these were asked for."""
+    embedding: Tensor | None = None
+    """The pooled features, 2048 float32 numbers on the CPU."""
+    logits: Tensor | None = None
+    """Float32, one a class, on the CPU."""
 
 
 def top_predictions(logits: Tensor, labels: Sequence[str], top_k: int) -> list[list[Prediction]]:

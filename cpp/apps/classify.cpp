@@ -259,7 +259,7 @@ int run(const Arguments& arguments) {
   std::deque<std::string> under_way;
   std::string rows;
   std::int64_t count = 0;
-  const auto add = [&](const swsl::StreamResult& result) {
+  const auto add = [&](const swsl::Result& result) {
     if (!result.ok()) fail(result.error);
     rows += row(arguments.format, arguments.top_k, under_way.front(), result);
     ++count;

@@ -39,7 +39,7 @@ std::string number(double value, const char* format) {
 // 9 digits bring a float32 back exactly.
 std::string probability(const swsl::Prediction& prediction) { return number(prediction.probability, "%.9g"); }
 
-std::string json_row(const std::string& path, const swsl::StreamResult& result) {
+std::string json_row(const std::string& path, const swsl::Result& result) {
   std::string out = "{\"path\": " + json_string(written_name(path));
   if (!result.ok()) return out + ", \"error\": " + json_string(written_error(result.error)) + "}\n";
   out += ", \"predictions\": [";
@@ -51,14 +51,14 @@ std::string json_row(const std::string& path, const swsl::StreamResult& result) 
   return out + "]}\n";
 }
 
-std::string csv_row(int top_k, const std::string& path, const swsl::StreamResult& result) {
+std::string csv_row(int top_k, const std::string& path, const swsl::Result& result) {
   std::string out = csv_field(written_name(path)) + ',' + csv_field(written_error(result.error));
   for (const auto& p : result.predictions)
     out += ',' + csv_field(p.label) + ',' + std::to_string(p.index) + ',' + probability(p);
   return out + std::string(3 * (static_cast<std::size_t>(top_k) - result.predictions.size()), ',') + '\n';
 }
 
-std::string table_row(const std::string& path, const swsl::StreamResult& result) {
+std::string table_row(const std::string& path, const swsl::Result& result) {
   if (!result.ok()) return "";  // its error is on stderr
   std::string out = written_name(path) + '\n';
   for (const auto& p : result.predictions)
@@ -78,7 +78,7 @@ std::string header(Format format, int top_k) {
   return out + '\n';
 }
 
-std::string row(Format format, int top_k, const std::string& path, const swsl::StreamResult& result) {
+std::string row(Format format, int top_k, const std::string& path, const swsl::Result& result) {
   switch (format) {
     case Format::json: return json_row(path, result);
     case Format::csv: return csv_row(top_k, path, result);

@@ -60,7 +60,7 @@ std::string run_record(const swsl::Runner& runner, const swsl::RunnerOptions& op
   out << "{\"model\": \"" << runner.metadata().fingerprint << "\", \"dtype\": \"" << runner.info().dtype
       << "\", \"exif_orientation\": " << truth(options.exif_orientation)
       << ", \"dct_scaling\": " << truth(options.dct_scaling) << ", \"nvjpeg\": " << truth(options.nvjpeg)
-      << ", \"max_pixels\": " << options.max_pixels << ", \"output\": \"predictions\", \"top_k\": " << top_k
+      << ", \"max_pixels\": " << options.max_pixels << ", \"outputs\": \"predictions\", \"top_k\": " << top_k
       << "}\n";
   return out.str();
 }

@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <deque>
+#include <map>
 #include <memory>
 #include <optional>
 
@@ -21,8 +22,10 @@ namespace {
 
 using Floats = Array<float>;
 
-Floats row_of(const std::vector<float>& numbers) {
-  return {{numbers.begin(), numbers.end()}, {static_cast<py::ssize_t>(numbers.size())}};
+// Nothing where it was not asked for.
+std::optional<Floats> row_of(const std::vector<float>& numbers) {
+  if (numbers.empty()) return {};
+  return Floats{{numbers.begin(), numbers.end()}, {static_cast<py::ssize_t>(numbers.size())}};
 }
 
 using BatchMethod = swsl::BatchResult (swsl::Runner::*)(std::span<const swsl::ImageSource>) const;
@@ -45,21 +48,12 @@ std::vector<PredictionTuple> tuples(const std::vector<swsl::Prediction>& predict
   return out;
 }
 
-std::vector<std::pair<std::vector<PredictionTuple>, std::string>> classify(const swsl::Runner& runner,
-                                                                           const py::sequence& images,
-                                                                           int top_k) {
-  const Sources sources(images);
-  const py::gil_scoped_release no_gil;
-  std::vector<std::pair<std::vector<PredictionTuple>, std::string>> out;
-  for (const auto& result : runner.classify(sources.span(), top_k))
-    out.emplace_back(tuples(result.predictions), swsl::detail::as_utf8(result.error));
-  return out;
-}
-
 // A stream and what its images point to.
 class Stream {
  public:
-  using Answer = std::tuple<std::vector<PredictionTuple>, std::optional<Floats>, std::string>;
+  // Predictions, embedding, logits and error.
+  using Answer =
+      std::tuple<std::vector<PredictionTuple>, std::optional<Floats>, std::optional<Floats>, std::string>;
 
   Stream(const swsl::Runner& runner, const swsl::StreamOptions& options)
       : stream_(std::make_unique<swsl::Stream>(runner, options)) {}
@@ -93,16 +87,15 @@ class Stream {
   std::optional<Answer> pop() {
     while (!wait_a_little())
       if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-    std::optional<swsl::StreamResult> result;
+    std::optional<swsl::Result> result;
     {
       const py::gil_scoped_release no_gil;
       result = stream_->pop();
     }
     if (!result) return {};
     sources_.pop_front();
-    std::optional<Floats> row;
-    if (!result->row.empty()) row = row_of(result->row);
-    return Answer{tuples(result->predictions), std::move(row), swsl::detail::as_utf8(result->error)};
+    return Answer{tuples(result->predictions), row_of(result->embedding), row_of(result->logits),
+                  swsl::detail::as_utf8(result->error)};
   }
 
  private:
@@ -115,11 +108,13 @@ class Stream {
   std::unique_ptr<swsl::Stream> stream_;
 };
 
-swsl::Output parse_output(const std::string& name) {
-  if (name == "predictions") return swsl::Output::predictions;
-  if (name == "embedding") return swsl::Output::embedding;
-  if (name == "logits") return swsl::Output::logits;
-  throw std::invalid_argument("output: expected predictions, embedding or logits, got \"" + name + '"');
+std::vector<swsl::Output> parse_outputs(const std::vector<std::string>& names) {
+  static const std::map<std::string, swsl::Output> known = {{"predictions", swsl::Output::predictions},
+                                                            {"embedding", swsl::Output::embedding},
+                                                            {"logits", swsl::Output::logits}};
+  std::vector<swsl::Output> outputs;
+  for (const auto& name : names) outputs.push_back(known.at(name));
+  return outputs;
 }
 
 Array<std::uint8_t> decode(const py::object& image, bool exif_orientation, std::int64_t max_pixels) {
@@ -232,7 +227,6 @@ PYBIND11_MODULE(_C, m) {
            py::arg("model"), py::kw_only(), py::arg("device"), py::arg("dtype"), py::arg("cores"),
            py::arg("threads"), py::arg("batch_size"), py::arg("exif_orientation"), py::arg("dct_scaling"),
            py::arg("nvjpeg"), py::arg("max_pixels"), py::arg("decode_other"))
-      .def("classify", &classify, py::arg("images"), py::arg("top_k"))
       .def("logits", &batch<&Runner::logits>, py::arg("images"))
       .def("embed", &batch<&Runner::embed>, py::arg("images"))
       .def("preprocess", &batch<&Runner::preprocess>, py::arg("images"))
@@ -244,16 +238,16 @@ PYBIND11_MODULE(_C, m) {
       .def("capsule", [](Runner& runner) { return py::capsule(&runner, "swsl.Runner"); });
   py::class_<Stream>(m, "Stream")
       .def(py::init([](const Runner& runner, int batch_size, int workers, int top_k,
-                       const std::string& output, std::optional<double> max_wait) {
+                       const std::vector<std::string>& outputs, std::optional<double> max_wait) {
              // 1e9 seconds are for ever, and can still be counted.
              std::optional<std::chrono::microseconds> wait;
              if (max_wait)
                wait = std::chrono::microseconds(static_cast<std::int64_t>(std::min(*max_wait, 1e9) * 1e6));
-             const swsl::StreamOptions options{batch_size, workers, top_k, parse_output(output), wait};
+             const swsl::StreamOptions options{batch_size, workers, top_k, parse_outputs(outputs), wait};
              return std::make_unique<Stream>(runner, options);
            }),
            py::arg("runner"), py::kw_only(), py::arg("batch_size"), py::arg("workers"), py::arg("top_k"),
-           py::arg("output"), py::arg("max_wait"))
+           py::arg("outputs"), py::arg("max_wait"))
       .def("capacity", &Stream::capacity)
       .def("push", &Stream::push, py::arg("image"))
       .def("finish", &Stream::finish)

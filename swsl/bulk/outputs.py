@@ -315,7 +315,9 @@ class NpyOutput(_FileOutput):
 
     def _append(self, results: Sequence[Result]) -> None:
         failed = b"\x00\x00\xc0\x7f" * self._features  # float32 NaN
-        data = memoryview(b"".join(failed if r.row is None else _float32_bytes(r.row) for r in results))
+        data = memoryview(
+            b"".join(failed if r.embedding is None else float32_bytes(r.embedding) for r in results)
+        )
         self._file.seek(0, os.SEEK_END)
         while data:
             data = data[self._file.write(data) :]
@@ -344,6 +346,6 @@ class NpyOutput(_FileOutput):
         self._names_partial.unlink(missing_ok=True)
 
 
-def _float32_bytes(row: Any) -> bytes:
+def float32_bytes(row: Any) -> bytes:
     row = row.float().contiguous()
     return ctypes.string_at(row.data_ptr(), 4 * row.numel())

@@ -1,17 +1,19 @@
-"""Predictions or embeddings as Parquet: see `swsl.bulk.outputs`."""
+"""Predictions, embeddings and logits as Parquet: see `swsl.bulk.outputs`."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..prediction import Result
+from torch import Tensor
+
+from ..prediction import Output, Result
 from ..system.files import replacing
 from ..system.interrupts import held_back
-from .outputs import BulkOutput
+from .outputs import BulkOutput, float32_bytes
 from .rows import written_error, written_name
 from .run_record import Record, record_text
 
@@ -19,22 +21,39 @@ _RECORD = b"swsl.run"  # its key in a file's metadata
 
 
 class ParquetOutput(BulkOutput):
-    """Through pyarrow. ``FILE.partial`` is a folder of parts, each a whole file with the record in its metadata."""
+    """Through pyarrow. ``FILE.partial`` is a folder of parts, each a whole file with the record in its metadata.
+
+    The columns are ``path``, ``error`` and what was asked for: ``label``, ``index`` and ``probability``, lists with the likeliest
+    first, and ``embedding`` and ``logits``, lists of float32 of one length, null where the image failed.
+
+    Args:
+        target, record, resume: see `BulkOutput`.
+        outputs: what each result has.
+        widths: the numbers in an embedding and in logits, where these are among the outputs.
+    """
 
     _PART_ROWS = 4096
 
-    def __init__(self, target: Path, record: Record, *, resume: bool, features: int | None = None) -> None:
+    def __init__(
+        self,
+        target: Path,
+        record: Record,
+        *,
+        resume: bool,
+        outputs: Sequence[Output],
+        widths: Mapping[Output, int],
+    ) -> None:
         try:
             import pyarrow as pa
             import pyarrow.parquet
         except ImportError as error:
             raise ImportError(f"{target}: Parquet needs pyarrow: pip install pyarrow") from error
         columns: list[tuple[str, Any]] = [("path", pa.string()), ("error", pa.string())]
-        if features is None:
+        if "predictions" in outputs:
             columns += [("label", pa.list_(pa.string())), ("index", pa.list_(pa.int32()))]
             columns += [("probability", pa.list_(pa.float32()))]
-        else:
-            columns += [("embedding", pa.list_(pa.float32(), features))]
+        self._vectors = [name for name in outputs if name != "predictions"]
+        columns += [(name, pa.list_(pa.float32(), widths[name])) for name in self._vectors]
         self._pa, self._parquet = pa, pyarrow.parquet
         self._schema = pa.schema(columns, metadata={_RECORD: record_text(record)})
         self._waiting: list[Result] = []
@@ -89,17 +108,25 @@ class ParquetOutput(BulkOutput):
     def _write_part(self) -> None:
         if not self._waiting:
             return
-        columns: dict[str, list[Any]] = {"path": [written_name(r.source) for r in self._waiting]}
+        columns: dict[str, Any] = {"path": [written_name(r.source) for r in self._waiting]}
         columns["error"] = [written_error(r.error) if r.error else None for r in self._waiting]
-        if "embedding" in self._schema.names:
-            columns["embedding"] = [None if r.row is None else r.row.tolist() for r in self._waiting]
-        else:
+        if "label" in self._schema.names:
             for name in ("label", "index", "probability"):
                 columns[name] = [[getattr(p, name) for p in r.predictions] for r in self._waiting]
+        for vector in self._vectors:
+            columns[vector] = self._column([getattr(result, vector) for result in self._waiting], vector)
         table = self._pa.table(columns, schema=self._schema)
         with replacing(self._next_part()) as temporary, open(temporary, "wb") as file:
             self._parquet.write_table(table, file)
         self._waiting = []
+
+    def _column(self, rows: Sequence[Tensor | None], name: str) -> Any:
+        """A column of vectors, without a Python object for each of their numbers."""
+        pa, kind = self._pa, self._schema.field(name).type
+        data = b"".join(bytes(4 * kind.list_size) if row is None else float32_bytes(row) for row in rows)
+        numbers = pa.Array.from_buffers(pa.float32(), len(data) // 4, [None, pa.py_buffer(data)])
+        there = pa.array([row is not None for row in rows]).buffers()[1]
+        return pa.FixedSizeListArray.from_buffers(kind, len(rows), [there], children=[numbers])
 
     def _close(self, complete: bool) -> None:
         self._write_part()

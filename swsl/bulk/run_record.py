@@ -11,13 +11,12 @@ import fcntl
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..deploy.eager import EagerRunner
-    from ..deploy.runner import Runner
+    from ..deploy.protocol import AnyRunner
 
 Record = dict[str, "str | int | bool | None"]
 
@@ -30,23 +29,22 @@ class OutputBusyError(RuntimeError):
     """Another process writes to the same file."""
 
 
-def run_record(runner: Runner | EagerRunner, *, output: str, top_k: int | None = None) -> Record:
+def run_record(runner: AnyRunner, *, outputs: Sequence[str], top_k: int | None = None) -> Record:
     """What decides the rows of a run. The engine is no part of it: those of one dtype agree within the tolerance.
 
     Args:
-        output: "predictions" or "embedding".
+        outputs: one or more of "predictions", "embedding" and "logits", in this order.
         top_k: classes for each image, where predictions are asked for.
     """
-    info = getattr(runner, "info", None)  # eager PyTorch has none, and one dtype
     return {
         "model": runner.fingerprint,
-        "dtype": info.dtype if info else "float32",
-        "exif_orientation": False,  # set by who turns images
+        "dtype": runner.info.dtype,
+        "exif_orientation": runner.exif_orientation,
         "dct_scaling": False,  # these two have no option on the command line
         "nvjpeg": False,
         "max_pixels": runner.max_pixels,
-        "output": output,
-        "top_k": top_k,
+        "outputs": ",".join(outputs),
+        "top_k": top_k if "predictions" in outputs else None,
     }
 
 

@@ -15,11 +15,10 @@ from ..version import __version__
 from .arguments import refuse_two_models, take_cores
 
 if TYPE_CHECKING:
-    from ..deploy.eager import EagerRunner
-    from ..deploy.runner import Runner
+    from ..deploy.protocol import AnyRunner
 
 
-def open_runner(arguments: argparse.Namespace, **options: Any) -> Runner | EagerRunner:
+def open_runner(arguments: argparse.Namespace, **options: Any) -> AnyRunner:
     """The compiled runner where it is built, eager PyTorch where it is not, which is then said."""
     from ..deploy.runner import Runner, build_info
 
@@ -32,7 +31,7 @@ def open_runner(arguments: argparse.Namespace, **options: Any) -> Runner | Eager
     from ..deploy.eager import EagerRunner
     from ..training.checkpoint import load_model
 
-    for name in ("dtype", "threads", "workers", "exif_orientation"):
+    for name in ("dtype", "threads"):
         if getattr(arguments, name, None):
             raise ValueError(f"--{name.replace('_', '-')}: needs the compiled runner, and {built['reason']}")
     take_cores(options.pop("cores", None))

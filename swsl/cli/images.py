@@ -1,4 +1,4 @@
-"""The commands that turn images into answers: classify, embed and demo."""
+"""The commands that turn images into answers: classify and embed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import contextlib
 import io
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast, get_args
 
 from .arguments import add_cores, add_device, add_model, add_threads, positive
 from .engines import open_runner
@@ -19,11 +18,8 @@ from .engines import open_runner
 if TYPE_CHECKING:
     from ..bulk.outputs import BulkOutput
     from ..bulk.run_record import Record
-    from ..deploy.eager import EagerRunner
-    from ..deploy.runner import Runner
-    from ..prediction import Result
-
-DEMO_PHOTO = Path(__file__).with_name("chelsea.jpg")
+    from ..deploy.protocol import AnyRunner
+    from ..prediction import Output, Result
 
 _A_HANDFUL = 5  # of images go without a progress line
 
@@ -44,6 +40,11 @@ def add_commands(commands: Any) -> None:
         metavar="FILE",
         help="a .csv, .jsonl or .parquet file to write instead; what made it is in FILE.run.json, or in the Parquet",
     )
+    command.add_argument(
+        "--outputs", type=_output_names, default=["predictions"], metavar="NAMES",
+        help="of predictions, embedding and logits, with commas between them: the columns of a .parquet file, all computed in "
+        "one pass (default predictions)",
+    )  # fmt: skip
     _add_resume(command)
     command.set_defaults(run=_classify, interrupted="")
 
@@ -56,14 +57,15 @@ def add_commands(commands: Any) -> None:
     _add_resume(command)
     command.set_defaults(run=_embed, interrupted="")
 
-    command = commands.add_parser(
-        "demo", help="the whole chain on a bundled photograph, with timings and a picture"
-    )
-    add_model(command)
-    command.add_argument(
-        "-o", "--output", default="swsl-demo.png", metavar="FILE", help="default swsl-demo.png"
-    )
-    command.set_defaults(run=_demo, writes=("output",))
+
+def _output_names(text: str) -> list[Output]:
+    from ..prediction import Output
+
+    names = text.split(",")
+    known: tuple[Output, ...] = get_args(Output)
+    if not set(names) <= set(known):
+        raise argparse.ArgumentTypeError(f"expected one or more of {','.join(known)}, got {text!r}")
+    return [name for name in known if name in names]
 
 
 def _add_images(command: argparse.ArgumentParser) -> None:
@@ -75,7 +77,7 @@ def _add_images(command: argparse.ArgumentParser) -> None:
     add_model(command)
     command.add_argument(
         "--batch-size", type=positive, metavar="N",
-        help="images in one forward pass at most (default 16, on a GPU with the compiled runner 64)",
+        help="images in one forward pass at most (default 16, on a GPU 64)",
     )  # fmt: skip
     command.add_argument(
         "--max-pixels", type=positive, metavar="N",
@@ -99,7 +101,7 @@ def _add_resume(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _open_and_say(arguments: argparse.Namespace) -> Runner | EagerRunner:
+def _open_and_say(arguments: argparse.Namespace) -> AnyRunner:
     options = {
         "device": arguments.device,
         "batch_size": arguments.batch_size,
@@ -117,8 +119,12 @@ def _open_and_say(arguments: argparse.Namespace) -> Runner | EagerRunner:
 def _classify(arguments: argparse.Namespace) -> int:
     from ..system.files import is_special
 
-    top_k, output = arguments.top_k, arguments.output
+    top_k, output, outputs = arguments.top_k, arguments.output, arguments.outputs
     suffix = Path(output or "").suffix.lower()
+    if outputs != ["predictions"] and suffix != ".parquet":
+        raise argparse.ArgumentError(
+            None, "--outputs: an embedding and logits are columns of a .parquet file; give one as -o FILE"
+        )
     if arguments.resume and not output:
         raise argparse.ArgumentError(None, "--resume: needs the -o FILE of the run to go on with")
     if output and arguments.format and suffix in (".csv", ".jsonl", ".parquet"):
@@ -135,15 +141,7 @@ def _classify(arguments: argparse.Namespace) -> int:
             None, f"-o: expected a name ending in .csv, .jsonl or .parquet, got {output!r}"
         )
 
-    def make(_: Runner | EagerRunner, record: Record) -> BulkOutput:
-        from ..bulk.outputs import CsvOutput, JsonOutput
-        from ..bulk.parquet import ParquetOutput
-
-        if suffix == ".csv":
-            return CsvOutput(target, record, resume=arguments.resume, top_k=top_k)
-        return (JsonOutput if suffix == ".jsonl" else ParquetOutput)(target, record, resume=arguments.resume)
-
-    return _write(target, make, arguments, top_k=top_k)
+    return _write(target, arguments, outputs=outputs, top_k=top_k)
 
 
 def _embed(arguments: argparse.Namespace) -> int:
@@ -157,14 +155,26 @@ def _embed(arguments: argparse.Namespace) -> int:
     if is_special(target):
         raise argparse.ArgumentError(None, f"-o: expected a file, got a pipe or device, {arguments.output!r}")
 
-    def make(runner: Runner | EagerRunner, record: Record) -> BulkOutput:
-        from ..bulk.outputs import NpyOutput
-        from ..bulk.parquet import ParquetOutput
+    return _write(target, arguments, outputs=["embedding"])
 
-        kind = NpyOutput if suffix == ".npy" else ParquetOutput
-        return kind(target, record, resume=arguments.resume, features=runner.embed([]).shape[1])
 
-    return _write(target, make, arguments, output="embedding")
+def _bulk_output(
+    target: Path, runner: AnyRunner, record: Record, arguments: argparse.Namespace, outputs: list[Output]
+) -> BulkOutput:
+    """The one whose name the user has given."""
+    from ..bulk.outputs import CsvOutput, JsonOutput, NpyOutput
+    from ..bulk.parquet import ParquetOutput
+
+    suffix, resume = Path(arguments.output).suffix.lower(), arguments.resume
+    if suffix == ".csv":
+        return CsvOutput(target, record, resume=resume, top_k=arguments.top_k)
+    if suffix == ".jsonl":
+        return JsonOutput(target, record, resume=resume)
+    features = runner.embed([]).shape[1]
+    if suffix == ".npy":
+        return NpyOutput(target, record, resume=resume, features=features)
+    widths: dict[Output, int] = {"embedding": features, "logits": len(runner.labels)}
+    return ParquetOutput(target, record, resume=resume, outputs=outputs, widths=widths)
 
 
 def _target(path: str) -> Path:
@@ -203,7 +213,7 @@ def _print(target: Path | None, style: str, arguments: argparse.Namespace) -> in
                 find_images(arguments.images),
                 top_k=top_k,
                 max_wait=MAX_WAIT if live else None,
-                **_workers(arguments),
+                workers=arguments.workers or 0,
             )
             for result in _reported(stream, arguments, enabled=bool(target) or not out.isatty()):
                 failed += result.error is not None
@@ -224,12 +234,7 @@ def _print(target: Path | None, style: str, arguments: argparse.Namespace) -> in
     return 1 if failed else 0
 
 
-def _write(
-    target: Path,
-    make: Callable[[Runner | EagerRunner, Record], BulkOutput],
-    arguments: argparse.Namespace,
-    **options: Any,
-) -> int:
+def _write(target: Path, arguments: argparse.Namespace, **options: Any) -> int:
     """Rows to a file, which no other process writes to meanwhile."""
     from ..bulk.run_record import locked, run_record
 
@@ -237,11 +242,8 @@ def _write(
     try:
         with locked(target):
             runner = _open_and_say(arguments)
-            record = run_record(
-                runner, output=options.get("output", "predictions"), top_k=options.get("top_k")
-            )
-            record["exif_orientation"] = arguments.exif_orientation
-            with make(runner, record) as output:
+            record = run_record(runner, **options)
+            with _bulk_output(target, runner, record, arguments, options["outputs"]) as output:
                 return _fill(output, runner, arguments, **options)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(_kept(target, output)) from error
@@ -259,9 +261,7 @@ def _kept(target: Path, output: BulkOutput | None) -> str:
     return "nothing was kept, for there was no row yet"
 
 
-def _fill(
-    bulk: BulkOutput, runner: Runner | EagerRunner, arguments: argparse.Namespace, **options: Any
-) -> int:
+def _fill(bulk: BulkOutput, runner: AnyRunner, arguments: argparse.Namespace, **options: Any) -> int:
     """Everything into the output, a batch of rows at a time."""
     from ..bulk.sources import find_images
     from ..system.interrupts import held_back
@@ -278,8 +278,8 @@ def _fill(
             bulk.write(batch)
 
     remaining = bulk.remaining(find_images(arguments.images))
-    options |= _workers(arguments)
-    with contextlib.closing(runner.stream(remaining, max_wait=None, **options)) as stream:
+    workers = arguments.workers or 0
+    with contextlib.closing(runner.stream(remaining, max_wait=None, workers=workers, **options)) as stream:
         try:
             for result in _reported(stream, arguments, enabled=True, done=bulk.rows):
                 failed += result.error is not None
@@ -292,10 +292,6 @@ def _fill(
     if bulk.complete:
         print(f"swsl: {bulk.target} is complete", file=sys.stderr)
     return 1 if failed else 0
-
-
-def _workers(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {"workers": arguments.workers} if arguments.workers else {}
 
 
 def _reported(
@@ -320,79 +316,3 @@ def _reported(
                 say(f"swsl: error: {written_error(result.error)}")
             progress.advance(errors=result.error is not None)
             yield result
-
-
-def _demo(arguments: argparse.Namespace) -> int:
-    from ..deploy.runner import Runner, build_info, decode_image
-    from ..evaluation.picture import draw_prediction
-    from ..image import load_image
-    from ..prediction import top_predictions
-    from ..system.files import replacing
-    from ..system.progress import working
-    from ..weights import WeightsError
-
-    note = arguments.runner or arguments.model
-    licence = "weights CC-BY-NC 4.0 (non-commercial)"
-    try:
-        runner = open_runner(arguments)
-        if arguments.runner and isinstance(runner, Runner):
-            licence = f"weights {runner.metadata['license'] or 'of your own'}"
-    except WeightsError as error:
-        if arguments.weights:
-            raise
-        licence = "weights from a fixed seed"
-        note = f"{licence}: these predictions mean nothing"
-        print(f"The published weights are not here, so these are {note}.\n({error})\n")
-        runner = _seeded_runner(arguments.model)
-
-    def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-        with working("computing"):
-            work()  # the first call pays for warming up
-            start = time.perf_counter()
-            result = work()
-            return result, (time.perf_counter() - start) * 1e3
-
-    decode = decode_image if isinstance(runner, Runner) else load_image
-    pixels, decode_ms = timed(lambda: decode(DEMO_PHOTO))
-    batch, preprocess_ms = timed(lambda: runner.preprocess([pixels]))
-    logits, forward_ms = timed(lambda: runner.forward(batch))
-    predictions = top_predictions(logits, runner.labels, 5)[0]
-
-    photo = load_image(DEMO_PHOTO)
-    print(f"{arguments.runner or arguments.model}, {licence}, engine: {runner}")
-    if left_out := build_info().get("left_out"):
-        print(f"the compiled runner was built without {left_out.splitlines()[0].rstrip(':')}")
-    print(f"{DEMO_PHOTO.name}, {photo.width}×{photo.height}: a photograph by Stefan van der Walt, CC0")
-    for prediction in predictions:
-        print(f"  {prediction.probability:8.2%}  {prediction.label}")
-    print(f"decode {decode_ms:.1f} ms, preprocess {preprocess_ms:.1f} ms, forward {forward_ms:.1f} ms")
-    with replacing(arguments.output) as temporary:
-        draw_prediction(photo, runner.spec, predictions, note).save(temporary, format="PNG")
-    print(f"picture: {arguments.output}")
-    return 0
-
-
-def _seeded_runner(name: str) -> Runner | EagerRunner:
-    import tempfile
-
-    import torch
-
-    from ..deploy.runner import Runner, build_info
-    from ..system.progress import working
-    from ..variants import create_model
-
-    with working(f"making {name}"), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = create_model(name, pretrained=False)
-    model.get_parameter(
-        "fc.weight"
-    ).data *= 200  # a fresh classifier's logits are all but equal: five empty bars
-    if not build_info()["compiled"]:
-        from ..deploy.eager import EagerRunner
-
-        return EagerRunner(model)
-    from ..deploy.export import export_model
-
-    with working(f"freezing {name}"), tempfile.TemporaryDirectory() as folder:
-        export_model(model, Path(folder, "seeded.pt"))
-        return Runner(Path(folder, "seeded.pt"))

@@ -18,7 +18,7 @@ from ..system.files import is_stdout, resolve_target
 from ..system.progress import say
 from ..system.torchrun import handed_over, is_first
 from ..version import __version__
-from . import images, training
+from . import demo, images, training
 from .arguments import positive
 from .completion import SHELLS, PrintCompletion
 
@@ -165,6 +165,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_profile, writes=("output",))
 
     images.add_commands(commands)
+    demo.add_command(commands)
     training.add_commands(commands)
     return parser
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .arguments import add_cores, add_device, add_model, positive, refuse_two_models, take_cores
 
 if TYPE_CHECKING:
-    from ..bulk.batches import Engine
+    from ..deploy.protocol import AnyRunner
 
 
 def add_commands(commands: Any) -> None:
@@ -301,7 +301,7 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
     add_cores(command)
 
 
-def _engine(arguments: argparse.Namespace) -> Engine:
+def _engine(arguments: argparse.Namespace) -> AnyRunner:
     """What --model, --weights, --frozen, --runner, --input-size and --crop-pct ask for together."""
     from ..system.progress import working
 

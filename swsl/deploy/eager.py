@@ -1,24 +1,28 @@
-"""The runner's interface over an eager PyTorch model: for where the compiled runner is not built."""
+"""The runner over an eager PyTorch model: for where the compiled runner is not built."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterable, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
 
-from ..image import MAX_PIXELS, ImageError, ImageSource
+from ..image import MAX_PIXELS, ImageError, ImageSource, several
 from ..labels import LABELS
-from ..prediction import Prediction, Result, top_predictions
+from ..prediction import Output, Result, top_predictions
 from ..preprocess import PreprocessSpec, preprocess, preprocess_batch
 from ..resnext import ResNeXt
-from .feeding import MAX_WAIT, chunks
+from .feeding import chunks
 from .fingerprint import fingerprint
+from .protocol import AnyRunner, EngineInfo, check_at_least, check_types
 
 
 def pick_device(device: str) -> torch.device:
-    """The device that "cpu", "cuda", "cuda:1" or "auto" (a GPU if there is one) means.
+    """The device that "cpu", "cuda" (the first GPU), "cuda:1" or "auto" (a GPU if there is one) means.
 
     Raises:
         ValueError: another name, or a GPU where PyTorch sees none.
@@ -27,16 +31,18 @@ def pick_device(device: str) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise ValueError(f"device: expected 'cpu', 'cuda', 'cuda:N' or 'auto', got {device!r}")
-    count = torch.cuda.device_count()
-    if device.startswith("cuda") and int(device[5:] or 0) >= count:
+    if device == "cpu":
+        return torch.device("cpu")
+    index, count = int(device[5:] or 0), torch.cuda.device_count()
+    if index >= count:
         raise ValueError(
             f"device: {device!r} was asked for, but PyTorch sees {count} CUDA GPUs here; use 'cpu'"
         )
-    return torch.device(device)
+    return torch.device("cuda", index)
 
 
-class EagerRunner:
-    """Images to predictions through a `ResNeXt` in eager PyTorch.
+class EagerRunner(AnyRunner):
+    """A `ResNeXt` in eager PyTorch, ready to classify: what the compiled `Runner` does, with no compiler.
 
     PyTorch hangs in a process forked off one that has used it: start processes by "spawn", or use the compiled runner.
 
@@ -45,11 +51,12 @@ class EagerRunner:
         spec: the preprocessing; the variant's own by default.
         labels: class names; ImageNet's where the model has 1,000 classes, else the class numbers.
         device: "cpu", "cuda", "cuda:1" or "auto" (a GPU if there is one).
-        batch_size: how many images `stream` runs at once.
+        batch_size: how many images one forward pass takes at most; 0: 16 on a CPU, 64 on a GPU.
+        exif_orientation: turn images as their EXIF tag says. Off by default, as in timm and torchvision.
         max_pixels: of an image at most (see `swsl.load_image`).
 
     Raises:
-        ValueError: labels that are not one a class, or a device that is not there.
+        ValueError: labels that are not one a class, an option out of bounds, or a device that is not there.
     """
 
     def __init__(
@@ -58,14 +65,12 @@ class EagerRunner:
         *,
         spec: PreprocessSpec | None = None,
         labels: Sequence[str] | None = None,
-        device: str = "auto",
-        batch_size: int = 16,
+        device: str = "cpu",
+        batch_size: int = 0,
+        exif_orientation: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
-        if max_pixels < 1:
-            raise ValueError(f"max_pixels: expected 1 or more, got {max_pixels}")
+        self._take_options(device, batch_size, exif_orientation, max_pixels)
         variant = getattr(model, "variant", None)
         self.spec = spec or (variant.preprocess if variant else PreprocessSpec())
         if labels is None:
@@ -75,10 +80,31 @@ class EagerRunner:
         if len(labels) != model.num_classes:
             raise ValueError(f"labels: expected {model.num_classes}, one a class, got {len(labels)}")
         self.labels = tuple(labels)
+        self._held = model.eval().to(self.device)
+        self._dtype = next(model.parameters()).dtype
+        self.info = self._describe("eager", f"eager PyTorch {torch.__version__}", golden_error=0.0)
+
+    def _take_options(self, device: str, batch_size: int, exif_orientation: bool, max_pixels: int) -> None:
+        check_types("a string", str, device=device)
+        check_types("a whole number", SupportsIndex, batch_size=batch_size, max_pixels=max_pixels)
+        check_types("True or False", bool, exif_orientation=exif_orientation)
+        check_at_least(0, batch_size=batch_size)
+        check_at_least(1, max_pixels=max_pixels)
         self.device = pick_device(device)
-        self.model = model.eval().to(self.device)
-        self.batch_size = batch_size
+        self.batch_size = batch_size or (16 if self.device.type == "cpu" else 64)
+        self.exif_orientation = exif_orientation
         self.max_pixels = max_pixels
+
+    def _describe(self, name: str, reason: str, golden_error: float) -> EngineInfo:
+        device, dtype = str(self.device), str(self._dtype).removeprefix("torch.")
+        threads = torch.get_num_threads() if device == "cpu" else 0
+        return EngineInfo(name, device, dtype, threads, self.batch_size, reason, golden_error, 0.0)
+
+    @property
+    def model(self) -> ResNeXt:
+        """What computes."""
+        model: ResNeXt = self._opened()
+        return model
 
     @property
     def fingerprint(self) -> str:
@@ -86,80 +112,101 @@ class EagerRunner:
         return fingerprint(self.model, self.spec, self.labels)
 
     def __repr__(self) -> str:
-        return f"eager PyTorch {torch.__version__} on {self.device}"
+        return f"{self.info.reason} on {self.info.device}"
 
     def preprocess(self, images: Iterable[ImageSource]) -> Tensor:
-        """Images to a float32 batch N×3×H×W on the CPU. Raises ImageError for the first that cannot be used."""
-        return preprocess_batch(images, self.spec, max_pixels=self.max_pixels)
+        self._opened()
+        return preprocess_batch(images, self.spec, **self._decoding)
 
-    @torch.inference_mode()
     def forward(self, batch: Tensor) -> Tensor:
-        """A preprocessed batch N×3×H×W to float32 logits N×classes on the CPU."""
-        return self.model(batch.to(self.device)).float().cpu()
-
-    @torch.inference_mode()
-    def embed_batch(self, batch: Tensor) -> Tensor:
-        """A preprocessed batch N×3×H×W to pooled features N×2048, float32, on the CPU."""
-        features = self.model.forward_features(batch.to(self.device))
-        return self.model.forward_head(features, pre_logits=True).float().cpu()
-
-    def embed(self, images: Iterable[ImageSource]) -> Tensor:
-        """Images to pooled features N×2048, float32, on the CPU."""
-        return self.embed_batch(self.preprocess(images))
+        check_types("a tensor", Tensor, batch=batch)
+        sound = batch.is_floating_point() and batch.layout == torch.strided
+        if not sound or batch.ndim != 4 or batch.shape[1] != 3:
+            raise ValueError(
+                "batch: expected a floating-point tensor N×3×height×width, got "
+                f"{batch.dtype} {tuple(batch.shape)}, {batch.layout}"
+            )
+        return self._compute(self._opened(), batch, ["logits"])["logits"]
 
     def logits(self, images: Iterable[ImageSource]) -> Tensor:
-        """Images to float32 logits N×classes on the CPU."""
-        return self.forward(self.preprocess(images))
+        return self._rows(images, "logits")
 
-    def classify(self, images: Iterable[ImageSource], top_k: int = 5) -> list[list[Prediction]]:
-        """The ``top_k`` predictions of each image. Raises ImageError for the first image that cannot be used."""
-        return top_predictions(self.logits(images), self.labels, top_k)
+    def embed(self, images: Iterable[ImageSource]) -> Tensor:
+        return self._rows(images, "embedding")
 
-    def stream(
+    def _rows(self, images: Iterable[ImageSource], output: Output) -> Tensor:
+        def rows(chunk: Sequence[ImageSource]) -> Tensor:
+            return self._compute(self._opened(), self.preprocess(chunk), [output])[output].cpu()
+
+        parts = [rows(chunk) for chunk in chunks(several(images), self.batch_size, None)]
+        return torch.cat(parts or [rows([])])
+
+    def _compute(self, model: Any, batch: Tensor, outputs: Sequence[Output]) -> dict[str, Tensor]:
+        """The embedding and the logits of a preprocessed batch, as far as these are wanted: float32, on the runner's device."""
+        with torch.inference_mode():
+            rows = self._forward(model, batch.to(self.device, self._dtype), outputs)
+        # Copied outside inference mode: a caller may want gradients of something computed from the result.
+        return {name: tensor.to(torch.float32, copy=True) for name, tensor in rows.items()}
+
+    def _forward(self, model: Any, batch: Tensor, outputs: Sequence[Output]) -> dict[str, Tensor]:
+        if "embedding" not in outputs:
+            return {"logits": model(batch)}
+        rows = {"embedding": model.forward_head(model.forward_features(batch), pre_logits=True)}
+        if set(outputs) != {"embedding"}:
+            rows["logits"] = model.fc(rows["embedding"])
+        return rows
+
+    def _stream(
         self,
-        sources: Iterable[ImageSource],
-        *,
-        top_k: int = 5,
-        output: str = "predictions",
-        max_wait: float | None = MAX_WAIT,
+        held: Any,
+        sources: Iterator[ImageSource],
+        batch_size: int,
+        workers: int,
+        top_k: int,
+        outputs: Sequence[Output],
+        max_wait: float | None,
     ) -> Generator[Result, None, None]:
-        """A result for each source, in their order; an unusable image becomes a result with an error.
+        # Threads are enough: Pillow releases the GIL while it decodes and resizes. While one batch is in the forward pass they
+        # prepare the next, unless it would have to be waited for.
+        ahead = 1 if max_wait is None else 0
+        pool = ThreadPoolExecutor(workers or torch.get_num_threads(), "swsl workers")
+        under_way: deque[list[tuple[ImageSource, Future[Tensor | Exception]]]] = deque()
+        try:
+            for chunk in chunks(sources, batch_size, max_wait):
+                under_way.append([(source, pool.submit(self._try_preprocess, source)) for source in chunk])
+                if len(under_way) > ahead:
+                    yield from self._answer(held, under_way.popleft(), top_k, outputs)
+            while under_way:
+                yield from self._answer(held, under_way.popleft(), top_k, outputs)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # the reader may have stopped early
 
-        Args:
-            sources: taken from as far as the next batch needs.
-            top_k: classes for each image, where predictions are asked for.
-            output: "predictions", "embedding" or "logits".
-            max_wait: seconds without a source after which a batch goes that is not full, as in the compiled runner: the
-                sources' iterator then runs on a thread of its own. None, and for a sequence always: only the last batch
-                is not full.
-
-        Raises:
-            ValueError: an option out of bounds.
-        """
-        if output not in ("predictions", "embedding", "logits"):
-            raise ValueError(f"output: expected predictions, embedding or logits, got {output!r}")
-        if top_k < 1:
-            raise ValueError(f"top_k: expected 1 or more, got {top_k}")
-        compute = self.embed_batch if output == "embedding" else self.forward
-        for chunk in chunks(sources, self.batch_size, max_wait):
-            tensors: list[Tensor | Exception] = [self._try_preprocess(source) for source in chunk]
-            good = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
-            rows = compute(torch.stack(good)) if good else torch.empty(0, 1)
-            predictions = (
-                top_predictions(rows, self.labels, top_k) if good and output == "predictions" else []
-            )
-            place = 0
-            for source, tensor in zip(chunk, tensors, strict=True):
-                if isinstance(tensor, Exception):
-                    yield Result(source, [], tensor)
-                elif predictions:
-                    yield Result(source, predictions[place])
-                else:
-                    yield Result(source, [], row=rows[place])
-                place += isinstance(tensor, Tensor)
+    def _answer(
+        self,
+        model: Any,
+        chunk: Sequence[tuple[ImageSource, Future[Tensor | Exception]]],
+        top_k: int,
+        outputs: Sequence[Output],
+    ) -> Generator[Result, None, None]:
+        prepared = [(source, future.result()) for source, future in chunk]
+        good = [tensor for _, tensor in prepared if isinstance(tensor, Tensor)]
+        rows = self._compute(model, torch.stack(good), outputs) if good else {}
+        rows = {name: tensor.cpu() for name, tensor in rows.items()}
+        predictions = []
+        if good and "predictions" in outputs:
+            predictions = top_predictions(rows["logits"], self.labels, top_k)
+        place = 0
+        for source, tensor in prepared:
+            if isinstance(tensor, Exception):
+                yield Result(source, error=tensor)
+                continue
+            # A copy of the row, which does not keep those of the whole batch.
+            own: dict[str, Any] = {name: rows[name][place].clone() for name in outputs if name in rows}
+            yield Result(source, predictions[place] if predictions else [], **own)
+            place += 1
 
     def _try_preprocess(self, source: ImageSource) -> Tensor | Exception:
         try:
-            return preprocess(source, self.spec, max_pixels=self.max_pixels)
+            return preprocess(source, self.spec, **self._decoding)
         except (ImageError, TypeError) as error:
             return error

@@ -1,47 +1,64 @@
-"""The runner's interface over a frozen module in PyTorch: for measuring it where the compiled runner is not built."""
+"""The runner over a frozen module in PyTorch: for measuring it where the compiled runner is not built."""
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..image import MAX_PIXELS
+from ..prediction import Output
 from ..preprocess import PreprocessSpec
-from .eager import EagerRunner, pick_device
+from .eager import EagerRunner
 from .export import load_torchscript, made_anew
 from .metadata import read_metadata
 
 
 class FrozenRunner(EagerRunner):
-    """Images to predictions through a ``.pt`` that ``swsl export`` wrote, its preprocessing and labels included.
+    """A ``.pt`` that ``swsl export`` wrote, its preprocessing and labels included. An embedding and logits are two passes.
+
+    Args:
+        model: the file.
+        spec: another preprocessing than the file's.
+        device: as in `EagerRunner`, with the other options.
 
     Raises:
         ModelError: no such file, no frozen module of this package, or no TorchScript in this PyTorch.
-        ValueError: a device that is not there.
+        ValueError: an option out of bounds, or a device that is not there.
     """
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        model: str | os.PathLike[str],
         *,
         spec: PreprocessSpec | None = None,
-        device: str = "auto",
-        batch_size: int = 16,
+        device: str = "cpu",
+        batch_size: int = 0,
+        exif_orientation: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
-        self._path = os.path.abspath(path)
-        self._options = {"spec": spec, "device": device, "batch_size": batch_size}
-        metadata = read_metadata(path)
-        self.model: Any  # a ScriptModule, with the methods that export gave it
-        self.device = pick_device(device)
-        self.model = load_torchscript(path, self.device)
+        self._path = os.path.abspath(model)
+        self._options: dict[str, Any] = {
+            "device": device,
+            "batch_size": batch_size,
+            "exif_orientation": exif_orientation,
+            "max_pixels": max_pixels,
+        }
+        self._take_options(**self._options)
+        self._options["spec"] = spec
+        metadata = read_metadata(model)
+        self._held = load_torchscript(model, self.device)
+        self._dtype = torch.float32
         self.spec = spec or PreprocessSpec(**metadata["preprocess"])
         self.labels = tuple(metadata["labels"])
         self._fingerprint: str = metadata["fingerprint"]
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
-        self.batch_size = batch_size
+        self.info = self._describe(
+            "torchscript", f"frozen TorchScript, PyTorch {torch.__version__}", golden_error=math.nan
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return made_anew, (type(self), self._path, self._options, self.fingerprint)
@@ -51,10 +68,8 @@ class FrozenRunner(EagerRunner):
         """Of the model that was frozen."""
         return self._fingerprint
 
-    def __repr__(self) -> str:
-        return f"frozen TorchScript, PyTorch {torch.__version__} on {self.device}"
-
-    @torch.inference_mode()
-    def embed_batch(self, batch: Tensor) -> Tensor:
-        """A preprocessed batch N×3×H×W to pooled features N×2048, float32, on the CPU."""
-        return self.model.embed(batch.to(self.device)).float().cpu()
+    def _forward(self, model: Any, batch: Tensor, outputs: Sequence[Output]) -> dict[str, Tensor]:
+        rows = {"embedding": model.embed(batch)} if "embedding" in outputs else {}
+        if set(outputs) != {"embedding"}:
+            rows["logits"] = model(batch)
+        return rows

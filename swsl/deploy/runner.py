@@ -1,7 +1,7 @@
 """The compiled C++ runner: image files to predictions, through a frozen module (`swsl export`).
 
-It is an optional part: `Runner` says how to get it where it is not built. `swsl.EagerRunner` has the same methods
-and needs no compiler.
+It is an optional part: `Runner` says how to get it where it is not built. `swsl.EagerRunner` does the same
+(`swsl.deploy.protocol`) and needs no compiler.
 """
 
 from __future__ import annotations
@@ -12,35 +12,22 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from types import NoneType
-from typing import Any, Literal, NamedTuple, SupportsFloat, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor
 
 from ..image import MAX_PIXELS, ImageError, ImageSource, UnsupportedFormat, several
-from ..prediction import Prediction, Result
+from ..prediction import Output, Prediction, Result
 from ..preprocess import PreprocessSpec
 from .export import ModelError, made_anew
-from .feeding import MAX_WAIT, End, Feeder, is_live
+from .feeding import End, Feeder
 from .native import COMPILED, as_tensor, build_info, decode_other, extension, joined, libtorch, plain, prepare
+from .protocol import AnyRunner, EngineInfo, check_types
 
 cmake_prefix_path = str(COMPILED / "share" / "cmake")
 """For C++ programs that use the library in this package: ``cmake -DCMAKE_PREFIX_PATH=$(python -c "import
 swsl; print(swsl.cmake_prefix_path)")``, then ``find_package(swsl)``."""
-
-
-class EngineInfo(NamedTuple):
-    """What runs the forward pass, and why. Threads are those of the forward pass on a CPU, 0 on a GPU."""
-
-    name: str
-    device: str
-    dtype: str
-    threads: int
-    batch_size: int
-    reason: str
-    golden_error: float
-    golden_tolerance: float
 
 
 class LayerTime(NamedTuple):
@@ -80,12 +67,11 @@ def decode_image(
     return torch.frombuffer(bytearray(prepared), dtype=torch.uint8).view(*(prepared.shape or ()))
 
 
-class Runner:
+class Runner(AnyRunner):
     """A frozen module, ready to classify: decode, preprocess, forward pass and top-k, all in C++.
 
-    Images are paths, URLs, the bytes of image files, Pillow images, or uint8 arrays or tensors H×W×3 (RGB). JPEG and
-    PNG are decoded in C++, what C++ does not know by Pillow; the pixels are the same. Any number of threads may call one
-    runner. After a fork the child has to make its own, which always works. A runner pickles as its path and options, and is
+    JPEG and PNG are decoded in C++, what C++ does not know by Pillow; the pixels are the same. Any number of threads may
+    call one runner. After a fork the child has to make its own, which always works. A runner pickles as its path and options, and is
     made anew where it arrives; a file that holds another model by then is a ModelError.
 
     Args:
@@ -132,9 +118,9 @@ class Runner:
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         self._module = extension()
-        _check_types("a path", (str, os.PathLike), model=model)
-        _check_types("a string", str, device=device, dtype=dtype)
-        _check_types(
+        check_types("a path", (str, os.PathLike), model=model)
+        check_types("a string", str, device=device, dtype=dtype)
+        check_types(
             "a whole number",
             SupportsIndex,
             cores=cores,
@@ -142,7 +128,7 @@ class Runner:
             batch_size=batch_size,
             max_pixels=max_pixels,
         )
-        _check_types(
+        check_types(
             "True or False", bool, exif_orientation=exif_orientation, dct_scaling=dct_scaling, nvjpeg=nvjpeg
         )
         self._options: dict[str, Any] = {
@@ -157,18 +143,22 @@ class Runner:
             "max_pixels": max_pixels,
         }
         self._path = os.path.abspath(os.fspath(model))
-        self._decoding: dict[str, Any] = {"exif_orientation": exif_orientation, "max_pixels": max_pixels}
+        self.exif_orientation = exif_orientation
+        self.max_pixels = max_pixels
         self._missing = ""  # why a GPU that is there is not used
-        self._runner = self._make(os.fspath(model))
-        self.info = EngineInfo(**self._runner.info())
+        self._held = self._make(os.fspath(model))
+        self.info = EngineInfo(**self._held.info())
         self.info = self.info._replace(reason=self.info.reason + self._missing)
         self.batch_size = self.info.batch_size
-        self.max_pixels = max_pixels
         self.device = torch.device(self.info.device)
-        self.metadata: dict[str, Any] = json.loads(self._runner.metadata())
-        self.labels: tuple[str, ...] = tuple(self.metadata["labels"])
+        self.metadata: dict[str, Any] = json.loads(self._held.metadata())
+        self.labels = tuple(self.metadata["labels"])
         self.spec = PreprocessSpec(**self.metadata["preprocess"])
-        self.fingerprint: str = self.metadata["fingerprint"]
+
+    @property
+    def fingerprint(self) -> str:
+        fingerprint: str = self.metadata["fingerprint"]
+        return fingerprint
 
     def _make(self, path: str) -> Any:
         options = {**self._options, "decode_other": partial(decode_other, **self._decoding)}
@@ -194,73 +184,25 @@ class Runner:
     def __repr__(self) -> str:
         return f"compiled runner ({self.info.name}, {self.info.dtype}) on {self.info.device}"
 
-    def classify(
-        self, images: Iterable[ImageSource], top_k: int = 5, *, errors: Literal["raise", "return"] = "raise"
-    ) -> list[list[Prediction]]:
-        """The ``top_k`` likeliest classes of each image, the likeliest first.
-
-        Args:
-            images: any number; memory does not grow with it.
-            top_k: at least 1; a model with fewer classes gives all of them.
-            errors: "raise" raises the first image's error after its batch; "return" puts the `ImageError` in that
-                image's place in the list, and the others still get their predictions.
-
-        Raises:
-            ImageError: an image that cannot be used, unless ``errors="return"``.
-        """
-        if errors not in ("raise", "return"):
-            raise ValueError(f"errors: expected 'raise' or 'return', got {errors!r}")
-        answers: list[Any] = []
-        for result in self.stream(several(images), top_k=top_k, max_wait=None):
-            if result.error and errors == "raise":
-                raise result.error
-            answers.append(result.error or result.predictions)
-        return answers
-
-    def stream(
+    def _stream(
         self,
-        sources: Iterable[ImageSource],
-        *,
-        batch_size: int = 0,
-        workers: int = 0,
-        top_k: int = 5,
-        output: Literal["predictions", "embedding", "logits"] = "predictions",
-        max_wait: float | None = MAX_WAIT,
+        held: Any,
+        sources: Iterator[ImageSource],
+        batch_size: int,
+        workers: int,
+        top_k: int,
+        outputs: Sequence[Output],
+        max_wait: float | None,
     ) -> Generator[Result, None, None]:
-        """A result for each source, in their order, while the next ones are read, decoded and preprocessed.
-
-        A result comes when it is computed, also from a live source such as a camera or a pipe: a batch that is not full
-        goes once no source has come for ``max_wait``. An unusable image becomes a result with an error. Memory stays
-        bounded however many sources there are: they are taken three batches ahead of the results, no further. Closing the
-        iterator stops its threads.
-
-        Args:
-            sources: images; an endless generator is fine. Bytes, arrays and tensors must not be changed before their
-                result is there.
-            batch_size: images in one forward pass; 0: the runner's.
-            workers: threads that read, decode and preprocess; 0: as many as the runner has cores. They and the
-                forward pass share the cores and never keep more threads busy than there are, so more workers only help
-                where reading files is slow.
-            top_k: classes for each image, where predictions are asked for.
-            output: "predictions"; or "embedding" (2048) or "logits" (classes) as each result's ``row``, float32.
-            max_wait: in seconds. The iterator of the sources runs on a thread of its own; what it raises is raised here,
-                after the results before it. Where it is waiting when the stream is closed, its thread ends as soon as the
-                next source comes, which is dropped. With None, and for a list or another sequence always, sources are
-                taken on the caller's thread and every batch but the last is full, so that the last digits of a result do
-                not depend on timing.
-
-        Raises:
-            ValueError: an option out of bounds.
-        """
-        _check_types("a number, or None", (SupportsFloat, NoneType), max_wait=max_wait)
-        _check_types("a whole number", SupportsIndex, batch_size=batch_size, workers=workers, top_k=top_k)
-        _check_types("a string", str, output=output)
-        live = is_live(sources, max_wait)
         stream = self._module.Stream(
-            self._runner, batch_size=batch_size, workers=workers, top_k=top_k, output=output,
-            max_wait=max_wait if live else None,
-        )  # fmt: skip
-        return (self._live_results if live else self._results)(stream, iter(sources))
+            held,
+            batch_size=batch_size,
+            workers=workers,
+            top_k=top_k,
+            outputs=outputs,
+            max_wait=max_wait,
+        )
+        return (self._results if max_wait is None else self._live_results)(stream, sources)
 
     def _results(self, stream: Any, sources: Iterator[ImageSource]) -> Generator[Result, None, None]:
         under_way: deque[tuple[ImageSource, Exception | None]] = (
@@ -286,7 +228,7 @@ class Runner:
                     return
                 source, failure = under_way.popleft()
                 if failure:
-                    yield Result(source, [], failure)
+                    yield Result(source, error=failure)
                     continue
                 yield _pop(stream, source)
         finally:
@@ -304,7 +246,7 @@ class Runner:
         try:
             while not isinstance(made := feeder.get(), End):
                 source, failure = made
-                result = Result(source, [], failure) if failure else _pop(stream, source)
+                result = Result(source, error=failure) if failure else _pop(stream, source)
                 feeder.give_room()
                 yield result
             if made.error:
@@ -314,27 +256,19 @@ class Runner:
             stream.close()
 
     def logits(self, images: Iterable[ImageSource]) -> Tensor:
-        """Images to float32 logits N×classes on the CPU. Raises ImageError for the first that cannot be used."""
-        return self._rows(images, self._runner.logits)
+        return self._rows(images, self._opened().logits)
 
     def embed(self, images: Iterable[ImageSource]) -> Tensor:
-        """Images to pooled features N×2048, float32, on the CPU. Raises ImageError as `logits` does."""
-        return self._rows(images, self._runner.embed)
+        return self._rows(images, self._opened().embed)
 
     def preprocess(self, images: Iterable[ImageSource]) -> Tensor:
-        """Images to a float32 batch N×3×H×W on the CPU. Raises ImageError as `logits` does."""
-        return self._rows(images, self._runner.preprocess)
+        return self._rows(images, self._opened().preprocess)
 
     def forward(self, batch: Tensor) -> Tensor:
-        """A preprocessed floating-point batch N×3×H×W to float32 logits N×classes, on the runner's device.
-
-        Raises:
-            ValueError: a tensor of another shape or type.
-        """
-        _check_types("a tensor", Tensor, batch=batch)
+        check_types("a tensor", Tensor, batch=batch)
         if self.device.type == "cpu":
-            return as_tensor(self._runner.forward(plain(batch)))
-        logits: Tensor = libtorch().forward(self._runner.capsule(), batch)
+            return as_tensor(self._opened().forward(plain(batch)))
+        logits: Tensor = libtorch().forward(self._opened().capsule(), batch)
         return logits
 
     def profile(self, batch: Tensor) -> list[LayerTime]:
@@ -346,8 +280,8 @@ class Runner:
         Raises:
             ValueError: a tensor of another shape or type, or more images than batch_size.
         """
-        _check_types("a tensor", Tensor, batch=batch)
-        return [LayerTime(*layer) for layer in self._runner.profile(plain(batch))]
+        check_types("a tensor", Tensor, batch=batch)
+        return [LayerTime(*layer) for layer in self._opened().profile(plain(batch))]
 
     def _rows(self, images: Iterable[ImageSource], method: Any) -> Tensor:
         parts = []
@@ -375,16 +309,11 @@ def _is_due(under_way: deque[tuple[ImageSource, Exception | None]], stream: Any)
 
 
 def _pop(stream: Any, source: ImageSource) -> Result:
-    predictions, row, error = stream.pop()
-    tensor = None if row is None else as_tensor(row)
-    return Result(source, [Prediction(*p) for p in predictions], ImageError(error) if error else None, tensor)
-
-
-def _check_types(expected: str, kind: Any, **arguments: object) -> None:
-    """In pybind11's own words this would be a page of signatures."""
-    for name, value in arguments.items():
-        if not isinstance(value, kind):
-            raise TypeError(f"{name}: expected {expected}, got {type(value).__name__} {repr(value)[:80]}")
+    predictions, *rows, error = stream.pop()
+    if error:
+        return Result(source, error=ImageError(error))
+    embedding, logits = (None if row is None else as_tensor(row) for row in rows)
+    return Result(source, [Prediction(*p) for p in predictions], embedding=embedding, logits=logits)
 
 
 __all__: Sequence[str] = [

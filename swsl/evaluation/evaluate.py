@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from ..bulk.batches import Engine, rows_of
+from ..bulk.batches import rows_of
+from ..deploy.protocol import AnyRunner
 from ..system.progress import Progress, say
 from .answers import Answer, answers_of
 from .labelled import Labelled
@@ -41,22 +42,21 @@ class Evaluation:
 
 
 def evaluate(
-    engine: Engine,
+    engine: AnyRunner,
     data: Labelled,
     *,
     only_classes: Sequence[int] | None = None,
-    workers: int | None = None,
+    workers: int = 0,
     progress: bool = False,
 ) -> Evaluation:
     """Run every image through ``engine`` and count.
 
     Args:
-        engine: see `Engine`.
+        engine: whatever runner.
         data: the images; one that cannot be read is named in ``failed`` and counted nowhere else.
         only_classes: the model may answer with these classes only, as ImageNet-A and -R (200 classes) are measured.
             Ascending class numbers; they must hold every target.
-        workers: threads that decode and preprocess for an `EagerRunner`; one for each core by default. The compiled
-            runner has its own.
+        workers: threads that read, decode and preprocess; 0: as many as the runner may use.
         progress: say on stderr how far it has come.
 
     Raises:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..bulk.batches import Engine, rows_of
+from ..bulk.batches import rows_of
+from ..deploy.protocol import AnyRunner
 from ..system.progress import Progress, say, working
 from .class_folders import DataError, Samples, list_training_data
 from .metrics import Share, share
@@ -46,7 +47,7 @@ class Probe:
 
 
 def probe(
-    engine: Engine, root: str | os.PathLike[str], *, neighbours: int = 20, progress: bool = False
+    engine: AnyRunner, root: str | os.PathLike[str], *, neighbours: int = 20, progress: bool = False
 ) -> Probe:
     """Classify ``root/val/CLASS/*`` by the features of ``root/train/CLASS/*``.
 
@@ -54,7 +55,7 @@ def probe(
     regression on standardised features.
 
     Args:
-        engine: see `swsl.bulk.batches.Engine`.
+        engine: whatever runner.
         root: a folder as `swsl finetune` takes it.
         neighbours: how many vote, at most all training images.
         progress: say on stderr how far it has come.
@@ -133,7 +134,7 @@ def nearest_neighbours(features: Tensor, targets: Tensor, queries: Tensor, neigh
     return torch.cat(answers)
 
 
-def _embed(engine: Engine, samples: Samples, failed: list[str], progress: bool) -> tuple[Tensor, Tensor]:
+def _embed(engine: AnyRunner, samples: Samples, failed: list[str], progress: bool) -> tuple[Tensor, Tensor]:
     rows, places = [], []
     with Progress("images", len(samples.paths), enabled=progress) as bar:
         for found, features, errors in rows_of(engine, samples.paths, features=True):

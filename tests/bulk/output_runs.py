@@ -15,7 +15,7 @@ from swsl.bulk.outputs import BulkOutput, CsvOutput, JsonOutput, NpyOutput
 from swsl.bulk.parquet import ParquetOutput
 from swsl.bulk.run_record import Record
 from swsl.image import ImageError
-from swsl.prediction import Prediction, Result
+from swsl.prediction import Output, Prediction, Result
 
 FEATURES = 3
 INPUTS = [f'folder/{i}, "quoted" ü{".jpg" if i % 2 else chr(10) + ".png"}' for i in range(40)]
@@ -24,14 +24,19 @@ INPUTS = [f'folder/{i}, "quoted" ü{".jpg" if i % 2 else chr(10) + ".png"}' for 
 def result_of(path: str) -> Result:
     number = INPUTS.index(path)
     if number % 7 == 3:
-        return Result(path, [], ImageError(f"{path}: truncated"))
+        return Result(path, error=ImageError(f"{path}: truncated"))
     row = torch.tensor([number, number / 3, -1.5])
-    return Result(
-        path, [Prediction(f"class, {number}", number, 0.75), Prediction("other", 7, 1 / 3)], row=row
-    )
+    predictions = [Prediction(f"class, {number}", number, 0.75), Prediction("other", 7, 1 / 3)]
+    return Result(path, predictions, embedding=row, logits=row[:2] + 1)
 
 
-RECORD: Record = {"model": "0123456789abcdef" * 4, "dtype": "float32", "output": "predictions", "top_k": 2}
+RECORD: Record = {"model": "0123456789abcdef" * 4, "dtype": "float32", "outputs": "predictions", "top_k": 2}
+
+
+def parquet(outputs: list[Output], target: Path, resume: bool, record: Record = RECORD) -> ParquetOutput:
+    widths: dict[Output, int] = {"embedding": FEATURES, "logits": 2}
+    return ParquetOutput(target, record, resume=resume, outputs=outputs, widths=widths)
+
 
 OUTPUTS: dict[str, Callable[..., BulkOutput]] = {
     "out.csv": lambda target, resume, record=RECORD: CsvOutput(target, record, resume=resume, top_k=2),
@@ -39,10 +44,9 @@ OUTPUTS: dict[str, Callable[..., BulkOutput]] = {
     "out.npy": lambda target, resume, record=RECORD: NpyOutput(
         target, record, resume=resume, features=FEATURES
     ),
-    "predictions.parquet": lambda target, resume, record=RECORD: ParquetOutput(target, record, resume=resume),
-    "embeddings.parquet": lambda target, resume, record=RECORD: ParquetOutput(
-        target, record, resume=resume, features=FEATURES
-    ),
+    "predictions.parquet": lambda *arguments: parquet(["predictions"], *arguments),
+    "embeddings.parquet": lambda *arguments: parquet(["embedding"], *arguments),
+    "everything.parquet": lambda *arguments: parquet(["predictions", "embedding", "logits"], *arguments),
 }
 
 

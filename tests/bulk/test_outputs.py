@@ -85,7 +85,7 @@ def test_an_interrupted_run_is_readable(tmp_path: Path) -> None:
         assert len(list(csv.reader(file))) == 9
     assert len((tmp_path / "out.jsonl.partial").read_text("utf-8").splitlines()) == 8
     assert np.load(tmp_path / "out.npy.partial").shape == (8, FEATURES)
-    for name in ("predictions.parquet", "embeddings.parquet"):
+    for name in (name for name in OUTPUTS if name.endswith(".parquet")):
         assert pq.read_table(tmp_path / f"{name}.partial").num_rows == 8
 
 
@@ -129,6 +129,15 @@ def test_contents(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "embeddings.parquet").to_pylist()[4]["embedding"] == pytest.approx(
         [4, 4 / 3, -1.5]
     )
+    everything = pq.read_table(tmp_path / "everything.parquet")
+    assert everything.column_names == [
+        "path", "error", "label", "index", "probability", "embedding", "logits",
+    ]  # fmt: skip
+    assert everything.select(["path", "error", "label", "index", "probability"]).to_pylist() == table
+    rows = everything.to_pylist()
+    assert [row["embedding"] is None for row in rows] == [bool(row["error"]) for row in rows]
+    assert rows[4]["logits"] == pytest.approx([5, 7 / 3])
+    assert rows[3]["logits"] is None
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
@@ -162,6 +171,14 @@ def test_commands(tmp_path: Path, engine: list[str], photo: Path, capsys: pytest
         ["embed", str(images), "-o", str(tmp_path / "embeddings.parquet")],
         ["classify", str(images), "-o", str(tmp_path / "out.csv"), "--top-k", "2"],
         ["classify", str(images), "-o", str(tmp_path / "predictions.parquet")],
+        [
+            "classify",
+            str(images),
+            "-o",
+            str(tmp_path / "all.parquet"),
+            "--outputs",
+            "logits,embedding,predictions",
+        ],
     ):
         assert main([*arguments, "--batch-size", "2", *engine]) == 1  # one of them is no image
         assert "2b.jpg" in capsys.readouterr().err
@@ -176,7 +193,16 @@ def test_commands(tmp_path: Path, engine: list[str], photo: Path, capsys: pytest
     with open(tmp_path / "out.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [Path(row["path"]).name for row in rows] == names
+    everything = pq.read_table(tmp_path / "all.parquet")
+    assert json.loads(everything.schema.metadata[b"swsl.run"])["outputs"] == "predictions,embedding,logits"
+    assert everything["embedding"].to_pylist() == column
+    for row in everything.to_pylist():
+        if not row["error"]:
+            assert row["index"] == np.argsort(row["logits"])[::-1][:5].tolist()
     table = pq.read_table(tmp_path / "predictions.parquet").to_pylist()
+    assert everything.select(["label", "probability"]).to_pylist() == [
+        {"label": row["label"], "probability": row["probability"]} for row in table
+    ]
     assert [row["label"][:2] for row in table if not row["error"]] == [
         [row["label_1"], row["label_2"]] for row in rows if not row["error"]
     ]
@@ -194,6 +220,14 @@ def test_commands(tmp_path: Path, engine: list[str], photo: Path, capsys: pytest
             "-o: expected a name ending in .npy or .parquet, got 'out.csv'",
         ),
         (["classify", "a.jpg", "--resume"], "--resume: needs the -o FILE"),
+        (
+            ["classify", "a.jpg", "-o", "out.csv", "--outputs", "predictions,embedding"],
+            "--outputs: an embedding and logits are columns of a .parquet file; give one as -o FILE",
+        ),
+        (
+            ["classify", "a.jpg", "-o", "out.parquet", "--outputs", "labels"],
+            "--outputs: expected one or more of predictions,embedding,logits, got 'labels'",
+        ),
     ],
 )
 def test_wrong_usage(arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:

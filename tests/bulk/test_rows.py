@@ -54,8 +54,8 @@ def test_every_output_keeps_every_row_whatever_its_name(name: str, tmp_path: Pat
 
     def result(path: str) -> Result:
         if path in bad:
-            return Result(path, [], ImageError(f"{path}: truncated"))
-        return Result(path, [Prediction("a", 1, 0.5)], row=torch.ones(FEATURES))
+            return Result(path, error=ImageError(f"{path}: truncated"))
+        return Result(path, [Prediction("a", 1, 0.5)], embedding=torch.ones(FEATURES), logits=torch.ones(2))
 
     with pytest.raises(Killed):
         fill(tmp_path, name, names, result, stop_at=8)

@@ -50,7 +50,7 @@ def test_rows_of_another_model_or_options_are_refused(name: str, whole: bool, tm
         ("model", "f" * 64, "model 0123456789abcdef and not ffffffffffffffff"),
         ("dtype", "bfloat16", "dtype float32 and not bfloat16"),
         ("top_k", 3, "top_k 2 and not 3"),
-        ("output", "logits", "output predictions and not logits"),
+        ("outputs", "logits", "outputs predictions and not logits"),
         ("nvjpeg", True, "nvjpeg null and not true"),
     ):
         with pytest.raises(

@@ -221,7 +221,7 @@ def test_what_swsl_classify_has_is_here_too(folder: Path, photo: Path, tiny: lis
     assert other["probability_1"] != row["probability_1"]
 
 
-@pytest.mark.parametrize("option", ["--exif-orientation", "--threads=1", "--workers=1"])
+@pytest.mark.parametrize("option", ["--dtype=bfloat16", "--threads=1"])
 def test_what_eager_pytorch_lacks_is_refused(
     option: str, folder: Path, weights50: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,7 +36,7 @@ def stopped_by(number: int) -> Callable[..., None]:
         ("json.dump", "validate {data}/val --weights {trained} --json out.json"),
         ("json.dump", "probe {data} --weights {trained} --json out.json"),
         ("PIL.Image.Image.save", "explain {photo} --weights {trained} -o out.png"),
-        ("swsl.cli.images.open_runner", "demo -o out.png"),
+        ("swsl.cli.demo.open_runner", "demo -o out.png"),
         ("swsl.deploy.profile.profile", "profile {trained} -o out.png"),
         ("swsl.deploy.export.verify", "verify {trained}"),
     ],

@@ -239,7 +239,7 @@ def test_jpegs_without_their_last_scans_have_pillows_pixels(
     expected = swsl.preprocess_batch(parts, compiled.spec)
     assert compiled.preprocess(parts).equal(expected)
     embeddings = compiled.embed(parts)
-    rows = [result.row for result in compiled.stream(parts, output="embedding")]
+    rows = [result.embedding for result in compiled.stream(parts, outputs="embedding")]
     np.testing.assert_allclose(np.stack(rows), embeddings, rtol=1e-4, atol=1e-5)
 
 
@@ -252,7 +252,7 @@ def test_what_pillow_decodes_is_decoded_beside_the_forward_pass(tiny: Path, tmp_
     webp.write_bytes(saved(rgb, "WEBP", exif=exif))
     large = saved(Image.new("L", (90, 90)), "GIF")
     sources = [webp, saved(rgb, "GIF"), RARE_JPEGS["lossless"], large, b"no image", saved(rgb, "PNG")] * 3
-    results = list(compiled.stream(sources, batch_size=4, output="logits"))
+    results = list(compiled.stream(sources, batch_size=4, outputs="logits"))
     errors = [str(result.error or "") for result in results[:6]]
     assert errors[:3] == ["", "", ""]
     assert "image bytes: 90 × 90 pixels (height × width); expected at least 1 and at most 5000" in errors[3]
@@ -260,7 +260,7 @@ def test_what_pillow_decodes_is_decoded_beside_the_forward_pass(tiny: Path, tmp_
     pixels = [swsl.load_image(source, exif_orientation=True) for source in (*sources[:3], sources[5])]
     expected = compiled.logits(pixels)
     for result, row in zip([*results[:3], results[5]], expected, strict=True):
-        np.testing.assert_allclose(result.row, row, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(result.logits, row, rtol=1e-4, atol=1e-5)
 
 
 def test_an_unfinished_stream_does_not_disturb_the_programs_end(tiny: Path) -> None:

@@ -64,7 +64,7 @@ def test_stream_keeps_order_and_reports_the_bad_ones(runner: EagerRunner, photo:
     assert list(runner.stream([])) == []
 
 
-def test_stream_reads_no_further_than_a_batch(runner: EagerRunner, photo: Path) -> None:
+def test_stream_reads_no_further_than_a_batch_ahead(runner: EagerRunner, photo: Path) -> None:
     taken = []
 
     def endless() -> object:
@@ -74,22 +74,20 @@ def test_stream_reads_no_further_than_a_batch(runner: EagerRunner, photo: Path) 
 
     next(runner.stream(endless()))
     assert len(taken) == 2
+    taken.clear()
+    next(runner.stream(endless(), max_wait=None))
+    assert len(taken) == 4  # the next batch is prepared meanwhile
 
 
 def test_wrong_arguments(model50: swsl.ResNeXt) -> None:
     with pytest.raises(ValueError, match="labels: expected 1000, one a class, got 2"):
         EagerRunner(model50, labels=["a", "b"])
-    with pytest.raises(ValueError, match="batch_size: expected 1 or more, got 0"):
-        EagerRunner(model50, batch_size=0)
+    with pytest.raises(ValueError, match="batch_size: expected 0 or more, got -1"):
+        EagerRunner(model50, batch_size=-1)
     with pytest.raises(ValueError, match="top_k: expected 1 or more, got 0"):
         top_predictions(torch.zeros(1, 3), ["a", "b", "c"], 0)
     with pytest.raises(ValueError, match="device: expected 'cpu', 'cuda', 'cuda:N' or 'auto', got 'tpu'"):
         EagerRunner(model50, device="tpu")
-    runner = EagerRunner(model50, device="cpu")
-    with pytest.raises(ValueError, match="output: expected predictions, embedding or logits, got 'logit'"):
-        next(runner.stream([], output="logit"))
-    with pytest.raises(ValueError, match="top_k: expected 1 or more, got 0"):
-        next(runner.stream([], top_k=0))
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="device: 'cuda' was asked for, but PyTorch sees 0 CUDA GPUs"):
             EagerRunner(model50, device="cuda")

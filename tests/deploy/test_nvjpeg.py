@@ -130,7 +130,7 @@ def test_nvjpeg_in_streams(nvjpeg: Runner, photo: Path) -> None:
     alone = [None if number == 1 else nvjpeg.logits([sources[number]]) for number in range(5)]
 
     def work(batch_size: int) -> list[Result]:
-        return list(nvjpeg.stream(sources, batch_size=batch_size, output="logits"))
+        return list(nvjpeg.stream(sources, batch_size=batch_size, outputs="logits"))
 
     with ThreadPoolExecutor(4) as threads:
         answers = list(threads.map(work, (64, 64, 7, 1)))
@@ -140,7 +140,7 @@ def test_nvjpeg_in_streams(nvjpeg: Runner, photo: Path) -> None:
             expected = alone[number % 5]
             assert bool(result.error) == (expected is None)
             if expected is not None:
-                assert relative_error(result.row[None], expected) <= TOLERANCES["float16"]
+                assert relative_error(result.logits[None], expected) <= TOLERANCES["float16"]
 
 
 def test_nvjpeg_needs_no_more_memory_for_the_next_batches(nvjpeg: Runner, photo: Path) -> None:

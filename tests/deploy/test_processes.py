@@ -58,7 +58,7 @@ def use_every_method(runner: Runner) -> None:
         assert np.isfinite(rows).all()
     for batch in BATCHES:
         assert runner.forward(batch).shape == (40, 1000)
-    assert sum(result.error is None for result in runner.stream(IMAGES, output="logits")) == 40
+    assert sum(result.error is None for result in runner.stream(IMAGES, outputs="logits")) == 40
     runner.profile(_BATCH[: runner.batch_size])
 
 

@@ -295,6 +295,13 @@ def test_without_libjpeg_and_libpng_pillow_decodes(runner: Runner, photo: Path, 
         runner.preprocess([photo.read_bytes()[:5000]])
 
 
+def test_closing_ends_its_threads(path: Path) -> None:
+    before = len(os.listdir("/proc/self/task"))
+    with Runner(path, cores=3):
+        assert len(os.listdir("/proc/self/task")) > before
+    assert len(os.listdir("/proc/self/task")) == before
+
+
 def test_eight_threads_get_what_one_gets(runner: Runner, photo: Path) -> None:
     alone = runner.logits([photo] * 6)
     results: list[torch.Tensor] = []

@@ -58,18 +58,16 @@ def test_results_are_those_of_the_runner_in_order(
         "embedding": iter(runner.embed(good)),
     }
     for output, rows in expected.items():
-        results = list(runner.stream(iter(images), top_k=3, output=output, **options))
+        results = list(runner.stream(iter(images), top_k=3, outputs=output, **options))
         assert [result.source for result in results] == images
         for result in results:
             if result.source == b"nothing" or result.source == 3:
                 assert isinstance(result.error, (swsl.ImageError, TypeError))
-                assert (result.predictions, result.row) == ([], None)
+                assert (result.predictions, result.embedding, result.logits) == ([], None, None)
             elif output == "predictions":
                 assert [p.index for p in result.predictions] == next(rows)
             else:
-                assert result.row.dtype == torch.float32
-                torch.testing.assert_close(result.row, next(rows), rtol=1e-4, atol=1e-4)
-                assert result.row.untyped_storage().nbytes() == 4 * result.row.numel()  # keeps no batch alive
+                torch.testing.assert_close(getattr(result, output), next(rows), rtol=1e-4, atol=1e-4)
 
 
 def test_an_endless_generator_is_taken_from_as_far_as_needed(runner: Runner, photo: Path) -> None:
@@ -128,10 +126,10 @@ def test_an_error_of_the_generator_is_its_callers(runner: Runner, photo: Path) -
 
 
 def test_streams_at_the_same_time(runner: Runner, photo: Path) -> None:
-    one, two = runner.stream([photo] * 9), runner.stream([photo] * 9, output="logits")
+    one, two = runner.stream([photo] * 9), runner.stream([photo] * 9, outputs="logits")
     pairs = list(zip(one, two, strict=True))
     assert len(pairs) == 9
-    assert all(a.predictions[0].index == int(b.row.argmax()) for a, b in pairs)
+    assert all(a.predictions[0].index == int(b.logits.argmax()) for a, b in pairs)
 
 
 def test_an_abandoned_stream_is_no_burden(runner: Runner, photo: Path) -> None:
@@ -145,7 +143,7 @@ def test_an_abandoned_stream_is_no_burden(runner: Runner, photo: Path) -> None:
 
 def test_faulty_options_are_named(runner: Runner) -> None:
     for options in (
-        {"batch_size": -1}, {"workers": -2}, {"top_k": 0}, {"output": "pixels"}, {"max_wait": -1}, {"max_wait": math.nan},
+        {"batch_size": -1}, {"workers": -2}, {"top_k": 0}, {"outputs": "pixels"}, {"max_wait": -1}, {"max_wait": math.nan},
     ):  # fmt: skip
         with pytest.raises(ValueError, match=next(iter(options))):
             runner.stream([], **options)

@@ -19,8 +19,8 @@
 // second time. Two forward passes can be under way, each with memory of its own for activations, so that one
 // computes while the other's batch comes and its results go.
 //
-// Thread safety: forward and embed may be called from any number of threads. A process that was forked off
-// after the engine was made has none of its threads and must make its own: calls there are refused.
+// Thread safety: run, forward and embed may be called from any number of threads. A process that was forked
+// off after the engine was made has none of its threads and must make its own: calls there are refused.
 #pragma once
 
 #include <memory>
@@ -69,9 +69,12 @@ class SWSL_API Engine {
   virtual ~Engine() = default;
 
   // Of a batch N×3×H×W in the CPU's memory or the engine's device's, to float32 rows in the CPU's memory: N ×
-  // info().classes, and N × info().features.
-  virtual void forward(const Batch& batch, float* logits) = 0;
-  virtual void embed(const Batch& batch, float* features) = 0;
+  // info().classes, and N × info().features. One of the two may be null: it is not wanted. Both are of one
+  // pass; only TorchScript's engine makes two where a module's `embed` is no part of its `forward`.
+  virtual void run(const Batch& batch, float* logits, float* features) = 0;
+
+  void forward(const Batch& batch, float* logits) { run(batch, logits, nullptr); }
+  void embed(const Batch& batch, float* features) { run(batch, nullptr, features); }
 
   virtual const EngineInfo& info() const = 0;
 

@@ -9,6 +9,10 @@
 //   for (const auto& result : runner.classify(images, 5))
 //     if (!result.ok()) std::cerr << result.error << '\n';  // one bad image; the others have predictions
 //
+//   using enum swsl::Output;
+//   for (const auto& result : runner.run(images, {predictions, embedding}))  // in one forward pass
+//     if (result.ok()) keep(result.predictions.front().label, result.embedding);
+//
 // Errors: ModelError for the model's file, std::invalid_argument for a faulty argument or option, ImageError
 // from classify_file. In batches an image's error is in its own place instead.
 //
@@ -80,10 +84,15 @@ struct Prediction {
   float probability = 0;   // softmax over all classes
 };
 
-// Of one image: predictions, the likeliest first, or what was wrong with it.
+// What a runner answers about an image: all of one forward pass.
+enum class Output { predictions, embedding, logits };
+
+// Of one image: what was asked for, the rest being empty, or what was wrong with it.
 struct Result {
-  std::vector<Prediction> predictions;
-  std::string error;
+  std::vector<Prediction> predictions;  // the likeliest first
+  std::vector<float> embedding;         // info().features numbers: what the classifier takes
+  std::vector<float> logits;            // info().classes
+  std::string error;                    // "" if nothing was
 
   bool ok() const { return error.empty(); }
 };
@@ -110,8 +119,12 @@ class SWSL_API Runner {
 
   std::vector<Prediction> classify_file(const std::string& path, int top_k = 5) const;
 
-  // top_k ≥ 1; a model with fewer classes gives all of them. Memory does not grow with the number of images:
-  // they are read and computed batch_size at a time.
+  // One or more outputs of each image. Images are read and computed batch_size at a time. top_k ≥ 1 is the
+  // number of predictions; a model with fewer classes gives all of them.
+  std::vector<Result> run(std::span<const ImageSource> images, const std::vector<Output>& outputs,
+                          int top_k = 5) const;
+
+  // Their predictions.
   std::vector<Result> classify(std::span<const ImageSource> images, int top_k = 5) const;
 
   BatchResult logits(std::span<const ImageSource> images) const;      // N×classes

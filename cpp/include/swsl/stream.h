@@ -2,7 +2,7 @@
 // is in the forward pass, the next ones are read, decoded and preprocessed.
 //
 //   swsl::Stream stream(runner, {.top_k = 5});
-//   const auto show = [](const swsl::StreamResult& result) { … };
+//   const auto show = [](const swsl::Result& result) { … };
 //   for (std::string path; std::getline(std::cin, path);) {
 //     if (stream.under_way() == stream.capacity()) show(*stream.pop());
 //     stream.push(path);
@@ -47,25 +47,15 @@ namespace swsl {
 
 class Pipeline;
 
-enum class Output { predictions, embedding, logits };
-
 struct StreamOptions {
   int batch_size = 0;  // images in one forward pass; 0: the runner's
   int workers = 0;     // threads that read, decode and preprocess; 0: as many as the runner has cores
   int top_k = 5;       // predictions of an image; a model with fewer classes gives all of them
-  Output output = Output::predictions;
+  std::vector<Output> outputs = {Output::predictions};  // one or more, of one forward pass
 
   // After so long without a push, the images that are there are computed without waiting for a full batch;
   // nullopt: only full batches before `finish`, so that results do not depend on timing.
   std::optional<std::chrono::microseconds> max_wait = std::chrono::milliseconds(10);
-};
-
-struct StreamResult {
-  std::vector<Prediction> predictions;  // where these were asked for, the likeliest first
-  std::vector<float> row;               // where these were asked for: the embedding or the logits
-  std::string error;                    // what was wrong with the image, "" if nothing was
-
-  bool ok() const { return error.empty(); }
 };
 
 class SWSL_API Stream {
@@ -86,7 +76,7 @@ class SWSL_API Stream {
   void finish();
 
   // Waits for the next result; nothing after the last one.
-  std::optional<StreamResult> pop();
+  std::optional<Result> pop();
 
   // Whether `pop` would return, or throw, at once: waits at most so long for that.
   bool wait_for(std::chrono::milliseconds time) const;

@@ -26,8 +26,9 @@ class Chosen final : public Engine {
       : engine_(std::move(engine)), info_(engine_->info()) {
     info_.reason += "; dtype auto: " + why;
   }
-  void forward(const Batch& batch, float* logits) override { engine_->forward(batch, logits); }
-  void embed(const Batch& batch, float* features) override { engine_->embed(batch, features); }
+  void run(const Batch& batch, float* logits, float* features) override {
+    engine_->run(batch, logits, features);
+  }
   std::vector<LayerTime> profile(const Batch& batch) override { return engine_->profile(batch); }
   const EngineInfo& info() const override { return info_; }
 

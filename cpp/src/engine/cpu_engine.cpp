@@ -70,14 +70,15 @@ class CpuEngine final : public Engine {
     }
     const auto both = [&](const Batch& batch) {
       Outputs outputs{std::vector<float>(info_.classes), std::vector<float>(info_.features)};
-      compute(batch, {.logits = outputs.logits.data(), .features = outputs.features.data()});
+      run(batch, outputs.logits.data(), outputs.features.data());
       return outputs;
     };
     info_.golden = model.check_golden(both, *options.dtype);
   }
 
-  void forward(const Batch& batch, float* logits) override { compute(batch, {.logits = logits}); }
-  void embed(const Batch& batch, float* features) override { compute(batch, {.features = features}); }
+  void run(const Batch& batch, float* logits, float* features) override {
+    compute(batch, {.logits = logits, .features = features});
+  }
   std::vector<LayerTime> profile(const Batch& batch) override {
     check_profiled(batch, max_batch_);
     std::vector<LayerTime> times;

@@ -44,14 +44,11 @@ void copy_to_cpu(const at::Tensor& tensor, float* to) {
   std::copy_n(floats.const_data_ptr<float>(), floats.numel(), to);
 }
 
-void TensorEngine::forward(const Batch& batch, float* logits) {
+void TensorEngine::run(const Batch& batch, float* logits, float* features) {
   check_batch(batch);
-  copy_to_cpu(forward_tensor(as_tensor(batch)), logits);
-}
-
-void TensorEngine::embed(const Batch& batch, float* features) {
-  check_batch(batch);
-  copy_to_cpu(embed_tensor(as_tensor(batch)), features);
+  const auto outputs = run_tensor(as_tensor(batch), logits != nullptr, features != nullptr);
+  if (logits != nullptr) copy_to_cpu(outputs.logits, logits);
+  if (features != nullptr) copy_to_cpu(outputs.features, features);
 }
 
 std::vector<LayerTime> TensorEngine::profile(const Batch& batch) {

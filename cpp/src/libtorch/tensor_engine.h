@@ -12,16 +12,19 @@
 
 namespace swsl {
 
+struct TensorOutputs {
+  at::Tensor logits;    // N×classes
+  at::Tensor features;  // N×D, which the classifier takes
+};
+
 class TensorEngine : public Engine {
  public:
-  // batch: N×3×H×W, any floating dtype, any device. Returns float32 on the engine's device, N×classes and
-  // N×features.
-  virtual at::Tensor forward_tensor(const at::Tensor& batch) = 0;
-  virtual at::Tensor embed_tensor(const at::Tensor& batch) = 0;
+  // batch: N×3×H×W, any floating dtype, any device. Returns what is wanted, float32 on the engine's device;
+  // the rest is undefined.
+  virtual TensorOutputs run_tensor(const at::Tensor& batch, bool logits, bool features) = 0;
   virtual std::vector<LayerTime> profile_tensor(const at::Tensor&) { return {}; }
 
-  void forward(const Batch& batch, float* logits) final;
-  void embed(const Batch& batch, float* features) final;
+  void run(const Batch& batch, float* logits, float* features) final;
   std::vector<LayerTime> profile(const Batch& batch) final;
 };
 
@@ -33,11 +36,6 @@ at::ScalarType scalar_type(ElementType type);
 
 // Copied, from any device and dtype.
 void copy_to_cpu(const at::Tensor& tensor, float* to);
-
-struct TensorOutputs {
-  at::Tensor logits;    // N×classes
-  at::Tensor features;  // N×D, which the classifier takes
-};
 
 // FrozenModel::check_golden, with tensors.
 GoldenResult check_golden(const FrozenModel& model,

@@ -34,12 +34,14 @@ at::Tensor run(Engine& engine, const at::Tensor& batch, void (Engine::*method)(c
 }  // namespace
 
 at::Tensor forward(Engine& engine, const at::Tensor& batch) {
-  if (auto* with_tensors = dynamic_cast<TensorEngine*>(&engine)) return with_tensors->forward_tensor(batch);
+  if (auto* with_tensors = dynamic_cast<TensorEngine*>(&engine))
+    return with_tensors->run_tensor(batch, true, false).logits;
   return run(engine, batch, &Engine::forward, engine.info().classes);
 }
 
 at::Tensor embed(Engine& engine, const at::Tensor& batch) {
-  if (auto* with_tensors = dynamic_cast<TensorEngine*>(&engine)) return with_tensors->embed_tensor(batch);
+  if (auto* with_tensors = dynamic_cast<TensorEngine*>(&engine))
+    return with_tensors->run_tensor(batch, false, true).features;
   return run(engine, batch, &Engine::embed, engine.info().features);
 }
 

@@ -206,9 +206,51 @@ class TorchScriptEngine final : public TensorEngine {
                             : "; use dtype float32"));
   }
 
-  at::Tensor forward_tensor(const at::Tensor& batch) override { return compute(*forward_, 0, batch); }
-  at::Tensor embed_tensor(const at::Tensor& batch) override {
-    return embed_ ? compute(*embed_, 0, batch) : compute(*forward_, 1, batch);
+  TensorOutputs run_tensor(const at::Tensor& batch, bool logits, bool features) override {
+    check_tensor(batch);
+    std::vector<TensorOutputs> parts;
+    TensorOutputs whole;
+    const auto compute_all = [&] {
+      const c10::InferenceMode inference;
+      const NoTf32 exact(options_.device != "cpu" && options_.dtype == ElementType::float32);
+      const std::int64_t count = batch.size(0);
+      const auto part = [&](const at::Tensor& images) { return run_part(images, logits, features); };
+      // An empty batch still has to know its number of columns.
+      if (count == 0) parts.push_back(part(at::zeros({1, 3, batch.size(2), batch.size(3)})));
+      const auto compute_part = [&](std::int64_t begin, int size) {
+        const auto before = parts.size();
+        try {
+          for (const std::int64_t end = begin + size; begin < end;) {
+            const auto left = static_cast<std::uint64_t>(end - begin);
+            const auto images =
+                static_cast<std::int64_t>(size == options_.max_batch ? left : std::bit_floor(left));
+            parts.push_back(part(batch.narrow(0, begin, images)));
+            begin += images;
+          }
+        } catch (...) {
+          parts.resize(before);
+          throw;
+        }
+      };
+      in_parts<c10::OutOfMemoryError>(count, most_, compute_part, [] {});
+    };
+    // Copied outside inference mode: a caller may want gradients of something computed from the result.
+    const auto joined = [&](at::Tensor TensorOutputs::* which) {
+      std::vector<at::Tensor> rows;
+      for (const auto& part : parts) rows.push_back(part.*which);
+      return rows.size() == 1 ? rows.front().narrow(0, 0, batch.size(0)).clone() : at::cat(rows);
+    };
+    const auto work = [&] {
+      compute_all();
+      if (logits) whole.logits = joined(&TensorOutputs::logits);
+      if (features) whole.features = joined(&TensorOutputs::features);
+    };
+    try {
+      on_thread(work);
+    } catch (const c10::OutOfMemoryError&) {
+      out_of_memory(batch, info_.device);
+    }
+    return whole;
   }
   const EngineInfo& info() const override { return info_; }
 
@@ -226,11 +268,7 @@ class TorchScriptEngine final : public TensorEngine {
         embed_.emplace(embed, options_, form);
       forward_.emplace(forward, options_, form);
       const NoTf32 exact(options_.device != "cpu" && options_.dtype == ElementType::float32);
-      const auto run = [&](const at::Tensor& batch) {
-        const auto outputs = (*forward_)(as_input(batch));
-        return TensorOutputs{outputs[0].toTensor(),
-                             embed_ ? (*embed_)(as_input(batch))[0].toTensor() : outputs[1].toTensor()};
-      };
+      const auto run = [&](const at::Tensor& batch) { return run_part(batch, true, true); };
       info_.golden = check_golden(model, run, *options_.dtype);
     });
   }
@@ -249,48 +287,15 @@ class TorchScriptEngine final : public TensorEngine {
     return part.to(at::Device(options_.device), scalar_type(*options_.dtype)).contiguous(format);
   }
 
-  // Of the program's outputs, the one at `output`.
-  at::Tensor compute(const Program& program, std::size_t output, const at::Tensor& batch) {
-    check_tensor(batch);
-    std::vector<at::Tensor> parts;
-    at::Tensor whole;
-    const auto compute_all = [&] {
-      const c10::InferenceMode inference;
-      const NoTf32 exact(options_.device != "cpu" && options_.dtype == ElementType::float32);
-      const std::int64_t count = batch.size(0);
-      const auto part = [&](const at::Tensor& images) {
-        return program(as_input(images)).at(output).toTensor().to(at::kFloat);
-      };
-      // An empty batch still has to know its number of columns.
-      if (count == 0) parts.push_back(part(at::zeros({1, 3, batch.size(2), batch.size(3)})).slice(0, 0, 0));
-      const auto compute_part = [&](std::int64_t begin, int size) {
-        const auto before = parts.size();
-        try {
-          for (const std::int64_t end = begin + size; begin < end;) {
-            const auto left = static_cast<std::uint64_t>(end - begin);
-            const auto images =
-                static_cast<std::int64_t>(size == options_.max_batch ? left : std::bit_floor(left));
-            parts.push_back(part(batch.narrow(0, begin, images)));
-            begin += images;
-          }
-        } catch (...) {
-          parts.resize(before);
-          throw;
-        }
-      };
-      in_parts<c10::OutOfMemoryError>(count, most_, compute_part, [] {});
-    };
-    const auto work = [&] {
-      compute_all();
-      // Copied outside inference mode: a caller may want gradients of something computed from the result.
-      whole = parts.size() == 1 ? parts.front().clone() : at::cat(parts);
-    };
-    try {
-      on_thread(work);
-    } catch (const c10::OutOfMemoryError&) {
-      out_of_memory(batch, info_.device);
-    }
-    return whole;
+  TensorOutputs run_part(const at::Tensor& images, bool logits, bool features) const {
+    const auto input = as_input(images);
+    const auto rows = [](const c10::IValue& output) { return output.toTensor().to(at::kFloat); };
+    TensorOutputs out;
+    torch::jit::Stack found;
+    if (logits || !embed_) found = (*forward_)(input);
+    if (logits) out.logits = rows(found.at(0));
+    if (features) out.features = rows(embed_ ? (*embed_)(input).at(0) : found.at(1));
+    return out;
   }
 
   EngineOptions options_;

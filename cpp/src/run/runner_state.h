@@ -1,4 +1,4 @@
-// What a runner holds, for the sources that are the runner: runner.cpp and stream.cpp.
+// What a runner holds, and what it does to images, for runner.cpp and stream.cpp.
 #pragma once
 
 #include <functional>
@@ -52,6 +52,16 @@ class Decoders {
 // What errors call an image.
 std::string name_of(const ImageSource& source);
 
+// What is to be answered about each image. Throws std::invalid_argument.
+struct Wanted {
+  Wanted(std::span<const Output> outputs, int top_k);
+
+  bool of_logits() const { return predictions || logits; }
+
+  bool predictions = false, embedding = false, logits = false;
+  int top_k;
+};
+
 struct Runner::State {
   // In a process forked off since, it is never taken apart: its threads are not there to be joined, and a
   // condition variable for which they waited would wait for them.
@@ -69,11 +79,16 @@ struct Runner::State {
   std::string preprocess(const ImageSource& source, float* output,
                          const std::function<void()>& when_read = {});
 
-  // As BatchBuffer::prepare, on one of the cores; and the engine's answers, computed on as many as it has
-  // threads.
+  // As BatchBuffer::prepare, on one of the cores; and Engine::run, on as many as it has threads.
   std::string prepare(BatchBuffer& buffer, const ImageSource& image, std::size_t place);
-  void forward(const Batch& batch, float* logits);
-  void embed(const Batch& batch, float* features);
+  void compute(const Batch& batch, float* logits, float* features);
+
+  // Likewise what an answer is made of: for each image one row, of logits, of features or of both in this
+  // order. And the answer made of it.
+  int columns(const Wanted& wanted) const;
+  void compute(const Batch& batch, const Wanted& wanted, float* rows);
+  Result result(const ImageSource& image, std::string error, std::span<const float> row,
+                const Wanted& wanted) const;
 
   // For batches on their way to the engine: made by the GPU where it computes them and this build has the
   // kernels.

@@ -17,7 +17,6 @@ const StreamOptions& checked(const StreamOptions& options) {
   };
   at_least("batch_size", options.batch_size, 0);
   at_least("workers", options.workers, 0);
-  at_least("top_k", options.top_k, 1);
   if (options.max_wait && options.max_wait->count() < 0)
     throw std::invalid_argument("max_wait: expected 0 or more, got " +
                                 std::to_string(options.max_wait->count()) + " µs");
@@ -40,10 +39,10 @@ Stream::Stream(const Runner& runner, const StreamOptions& options)
   pipeline.prepare = [&state](BatchBuffer& buffer, const ImageSource& image, std::size_t place) {
     return state.prepare(buffer, image, place);
   };
-  const bool embed = options.output == Output::embedding;
-  pipeline.columns = embed ? state.info.features : state.info.classes;
-  pipeline.compute = [&state, embed](const Batch& batch, float* rows) {
-    embed ? state.embed(batch, rows) : state.forward(batch, rows);
+  const Wanted wanted(options.outputs, options.top_k);
+  pipeline.columns = state.columns(wanted);
+  pipeline.compute = [&state, wanted](const Batch& batch, float* rows) {
+    state.compute(batch, wanted, rows);
   };
   pipeline_ = std::make_unique<Pipeline>(std::move(pipeline));
 }
@@ -64,21 +63,10 @@ void Stream::push(ImageSource image) { pipeline().push(std::move(image)); }
 void Stream::finish() { pipeline().finish(); }
 bool Stream::wait_for(std::chrono::milliseconds time) const { return pipeline().wait_for(time); }
 
-std::optional<StreamResult> Stream::pop() {
+std::optional<Result> Stream::pop() {
   auto item = pipeline().pop();
   if (!item) return {};
-  StreamResult result{{}, {}, std::move(item->error)};
-  if (!result.ok()) return result;
-  if (options_.output != Output::predictions) {
-    result.row = std::move(item->row);
-    return result;
-  }
-  try {
-    result.predictions = runner_->predictions(item->row, options_.top_k);
-  } catch (const std::runtime_error& error) {  // logits that are not finite
-    result.error = name_of(item->image) + ": " + error.what();
-  }
-  return result;
+  return runner_->result(item->image, std::move(item->error), item->row, {options_.outputs, options_.top_k});
 }
 
 }  // namespace swsl

@@ -63,6 +63,16 @@ TEST(a_photograph_gives_what_eager_python_gives) {
   CHECK(swsl::output_errors(tiny().metadata().golden, actual, expected).largest() <= 1e-5);
 }
 
+TEST(both_outputs_are_those_of_each) {
+  for (const auto dtype : {ElementType::float32, ElementType::bfloat16}) {
+    const auto engine = make_engine(tiny(), {.dtype = dtype, .max_batch = 4});
+    const auto images = make_images(7);
+    std::vector<float> logits(7 * 10), features(7 * 2048);
+    engine->run(images.batch, logits.data(), features.data());
+    CHECK(logits == forward(*engine, images.batch) && features == embed(*engine, images.batch));
+  }
+}
+
 TEST(what_it_has_no_kernels_for_needs_libtorch) {
   const auto silu = swsl::FrozenModel::load(data("silu.pt"));
   CHECK_THROWS(swsl::NeedsLibTorch, "has no silu", make_engine(silu));

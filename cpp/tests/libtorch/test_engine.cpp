@@ -66,6 +66,17 @@ TEST(plain_batches_give_what_tensors_give) {
   }
 }
 
+TEST(both_outputs_are_those_of_each) {
+  const auto images = make_images(7);
+  for (const auto* name : {"tiny.pt", "silu.pt"}) {  // of silu.pt, LibTorch computes both
+    const auto engine = make_engine(swsl::FrozenModel::load(data(name)), {.max_batch = 4});
+    std::vector<float> logits(7 * engine->info().classes), features(7 * engine->info().features);
+    engine->run(images.batch, logits.data(), features.data());
+    CHECK(logits == forward(*engine, images.batch) && features == embed(*engine, images.batch));
+    engine->run(make_images(0).batch, logits.data(), features.data());
+  }
+}
+
 TEST(an_empty_batch_gives_no_rows) {
   for (const auto dtype : {ElementType::float32, ElementType::float16}) {
     const auto engine = make_engine(tiny(), {.dtype = dtype});

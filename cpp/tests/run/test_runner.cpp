@@ -66,6 +66,26 @@ TEST(predictions_are_the_softmax_in_order) {
   CHECK_THROWS(std::runtime_error, "not all finite", runner().predictions(std::vector<float>(10, NAN)));
 }
 
+TEST(all_outputs_come_of_one_pass) {
+  using enum swsl::Output;
+  auto images = photos(3);
+  images[1] = data("nothing.jpg");
+  const auto results = runner().run(images, {embedding, predictions, logits}, 4);
+  const auto expected = runner().logits(images), features = runner().embed(images);
+  CHECK(results[1].error.find("nothing.jpg") != std::string::npos);
+  CHECK(results[1].predictions.empty() && results[1].embedding.empty() && results[1].logits.empty());
+  for (const std::size_t i : {0, 2}) {
+    CHECK(equal(results[i].logits, expected.row(i)) && equal(results[i].embedding, features.row(i)));
+    CHECK_EQ(results[i].predictions.size(), 4u);
+  }
+  const auto embedded = runner().run(photos(1), {embedding}).front();
+  CHECK(equal(embedded.embedding, features.row(0)));
+  CHECK(embedded.predictions.empty() && embedded.logits.empty());
+  CHECK(runner().run({}, {logits}).empty());
+  CHECK_THROWS(std::invalid_argument, "outputs: expected one or more of predictions, embedding and logits",
+               runner().run(photos(1), {}));
+}
+
 TEST(another_decoder_is_asked_for_what_is_not_decoded_here) {
   int asked = 0;
   swsl::RunnerOptions options{.threads = 1, .max_pixels = 1'000'000};

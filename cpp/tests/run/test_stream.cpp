@@ -214,9 +214,18 @@ TEST(a_stream_gives_what_the_runner_gives) {
   images[6] = image.view();
   images[7] = swsl::EncodedImage{bytes.data(), 3000, "cut.jpg"};
   const auto expected = runner().classify(images, 3);
-  const auto logits = runner().logits(images), features = runner().embed(images);
-  for (const auto output : {swsl::Output::predictions, swsl::Output::logits, swsl::Output::embedding}) {
-    Stream stream(runner(), {.batch_size = 3, .workers = 2, .top_k = 3, .output = output});
+  const auto all_logits = runner().logits(images), features = runner().embed(images);
+  using enum swsl::Output;
+  const std::vector<std::vector<swsl::Output>> combinations = {
+      {predictions}, {logits}, {embedding}, {predictions, embedding}, {embedding, logits, predictions}};
+  for (const auto& outputs : combinations) {
+    const auto asked = [&](swsl::Output output) {
+      return std::count(outputs.begin(), outputs.end(), output) > 0;
+    };
+    const auto close = [](const std::vector<float>& found, std::span<const float> row) {
+      return swsl::relative_error(found, row) <= 1e-5;
+    };
+    Stream stream(runner(), {.batch_size = 3, .workers = 2, .top_k = 3, .outputs = outputs});
     CHECK_EQ(stream.capacity(), 9u);
     std::thread pusher([&] {
       for (const auto& source : images) stream.push(source);
@@ -225,13 +234,11 @@ TEST(a_stream_gives_what_the_runner_gives) {
     for (std::size_t i = 0; i < images.size(); ++i) {
       const auto result = stream.pop().value();
       CHECK_EQ(result.error, expected[i].error);
-      if (output != swsl::Output::predictions) {
-        CHECK_EQ(!result.row.empty(), result.ok());
-        const auto& rows = output == swsl::Output::logits ? logits : features;
-        if (result.ok()) CHECK(swsl::relative_error(result.row, rows.row(i)) <= 1e-5);
-        continue;
-      }
-      CHECK_EQ(result.predictions.size(), expected[i].predictions.size());
+      CHECK_EQ(!result.logits.empty(), result.ok() && asked(logits));
+      CHECK_EQ(!result.embedding.empty(), result.ok() && asked(embedding));
+      if (!result.logits.empty()) CHECK(close(result.logits, all_logits.row(i)));
+      if (!result.embedding.empty()) CHECK(close(result.embedding, features.row(i)));
+      CHECK_EQ(result.predictions.size(), asked(predictions) ? expected[i].predictions.size() : 0);
       for (std::size_t k = 0; k < result.predictions.size(); ++k)
         CHECK_EQ(result.predictions[k].label, expected[i].predictions[k].label);
     }

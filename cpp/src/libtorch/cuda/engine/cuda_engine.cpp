@@ -102,9 +102,7 @@ class CudaEngine final : public TensorEngine {
     info_.classes = network.layers.back().out_channels;
     info_.features = network.layers.back().in_channels;
     info_.golden = check_golden(
-        model,
-        [&](const at::Tensor& batch) { return TensorOutputs{forward_tensor(batch), embed_tensor(batch)}; },
-        tolerance_of);
+        model, [&](const at::Tensor& batch) { return run_tensor(batch, true, true); }, tolerance_of);
     const auto& shape = model.metadata().golden.shape;
     in_parts<c10::OutOfMemoryError>(
         max_batch_, most_, [&](std::int64_t, int size) { bucket_for(lane, size, shape[2], shape[3]); },
@@ -116,8 +114,8 @@ class CudaEngine final : public TensorEngine {
         [&](const at::Tensor& batch) {
           const std::int64_t count = batch.size(0), size = std::max<std::int64_t>(most_, count);
           const auto many = batch.repeat({(size + count - 1) / count, 1, 1, 1}).narrow(0, 0, size);
-          return TensorOutputs{forward_tensor(many).narrow(0, 0, count),
-                               embed_tensor(many).narrow(0, 0, count)};
+          const auto outputs = run_tensor(many, true, true);
+          return TensorOutputs{outputs.logits.narrow(0, 0, count), outputs.features.narrow(0, 0, count)};
         },
         tolerance_of);
     if (!(of_largest.errors.largest() <= info_.golden.errors.largest())) info_.golden = of_largest;
@@ -140,11 +138,53 @@ class CudaEngine final : public TensorEngine {
     }
   }
 
-  at::Tensor forward_tensor(const at::Tensor& batch) override {
-    return compute(batch, &TensorOutputs::logits);
-  }
-  at::Tensor embed_tensor(const at::Tensor& batch) override {
-    return compute(batch, &TensorOutputs::features);
+  TensorOutputs run_tensor(const at::Tensor& batch, bool logits, bool features) override {
+    check_tensor(batch);
+    check_process(process_, lost_by_fork);
+    const PlainMode mode;
+    const std::int64_t count = batch.size(0), height = batch.size(2), width = batch.size(3);
+    const c10::cuda::CUDAGuard guard(device_);
+    const auto caller = c10::cuda::getCurrentCUDAStream();
+    const Turn turn(*this);
+    Lane& lane = turn.lane;
+    after_caller(lane);
+    TensorOutputs result;
+    std::vector<at::Tensor TensorOutputs::*> wanted;
+    if (logits) wanted.push_back(&TensorOutputs::logits);
+    if (features) wanted.push_back(&TensorOutputs::features);
+    const auto part = [&](std::int64_t begin, int size) {
+      Bucket& bucket = bucket_for(lane, std::max(size, 1), height, width);
+      for (const auto which : wanted) {
+        const at::Tensor& rows = bucket.outputs.*which;
+        if (!(result.*which).defined()) result.*which = at::empty({count, rows.size(1)}, rows.options());
+      }
+      if (size == 0) return;
+      // First to the GPU, which converts faster than the CPU. Rows of the input behind `size` keep what they
+      // had: nobody reads what becomes of them.
+      bucket.input.narrow(0, 0, size).copy_(batch.narrow(0, begin, size).to(device_));
+      if (bucket.graph)
+        bucket.graph->replay();
+      else
+        bucket.outputs = network_->run(bucket.input, bucket.methods);
+      for (const auto which : wanted)
+        (result.*which).narrow(0, begin, size).copy_((bucket.outputs.*which).narrow(0, 0, size));
+    };
+    try {
+      const c10::cuda::CUDAStreamGuard streams(lane.stream);
+      if (count == 0) part(0, 0);
+      in_parts<c10::OutOfMemoryError>(count, most_, part, [&] { give_back(lane); });
+    } catch (const c10::OutOfMemoryError&) {
+      out_of_memory(batch, info_.device);
+    } catch (...) {
+      lane.stream.synchronize();  // what has been enqueued reads the batch
+      throw;
+    }
+    c10::Event done(c10::DeviceType::CUDA);
+    done.record(lane.stream);
+    done.block(caller);
+    for (const auto which : wanted) (result.*which).record_stream(caller);
+    if (batch.device() == device_) batch.record_stream(caller);  // which waits for the lane
+    return result;
   }
   const EngineInfo& info() const override { return info_; }
 
@@ -205,49 +245,6 @@ class CudaEngine final : public TensorEngine {
     });
     found->busy = true;
     return *found;
-  }
-
-  at::Tensor compute(const at::Tensor& batch, at::Tensor TensorOutputs::* which) {
-    check_tensor(batch);
-    check_process(process_, lost_by_fork);
-    const PlainMode mode;
-    const std::int64_t count = batch.size(0), height = batch.size(2), width = batch.size(3);
-    const c10::cuda::CUDAGuard guard(device_);
-    const auto caller = c10::cuda::getCurrentCUDAStream();
-    const Turn turn(*this);
-    Lane& lane = turn.lane;
-    after_caller(lane);
-    at::Tensor result;
-    const auto part = [&](std::int64_t begin, int size) {
-      Bucket& bucket = bucket_for(lane, std::max(size, 1), height, width);
-      const at::Tensor& rows = bucket.outputs.*which;
-      if (!result.defined()) result = at::empty({count, rows.size(1)}, rows.options());
-      if (size == 0) return;
-      // First to the GPU, which converts faster than the CPU. Rows of the input behind `size` keep what they
-      // had: nobody reads what becomes of them.
-      bucket.input.narrow(0, 0, size).copy_(batch.narrow(0, begin, size).to(device_));
-      if (bucket.graph)
-        bucket.graph->replay();
-      else
-        bucket.outputs = network_->run(bucket.input, bucket.methods);
-      result.narrow(0, begin, size).copy_((bucket.outputs.*which).narrow(0, 0, size));
-    };
-    try {
-      const c10::cuda::CUDAStreamGuard streams(lane.stream);
-      if (count == 0) part(0, 0);
-      in_parts<c10::OutOfMemoryError>(count, most_, part, [&] { give_back(lane); });
-    } catch (const c10::OutOfMemoryError&) {
-      out_of_memory(batch, info_.device);
-    } catch (...) {
-      lane.stream.synchronize();  // what has been enqueued reads the batch
-      throw;
-    }
-    c10::Event done(c10::DeviceType::CUDA);
-    done.record(lane.stream);
-    done.block(caller);
-    result.record_stream(caller);
-    if (batch.device() == device_) batch.record_stream(caller);  // which waits for the lane
-    return result;
   }
 
   // Work that the caller has enqueued, such as what makes the batch, comes first.

@@ -1,5 +1,6 @@
-// The twin of the tile instructions by its definition, the kernel's treatment of threads, and on a processor with AMX
-// the twin against the instructions. The kernel itself is compared with nested loops in test_cpu_engine.cpp.
+// The twin of the tile instructions by its definition, the kernel's treatment of threads, and on a processor
+// with AMX the twin against the instructions. The kernel itself is compared with nested loops in
+// test_cpu_engine.cpp.
 #include <cmath>
 #include <limits>
 #include <random>
@@ -173,7 +174,8 @@ TEST(the_twin_is_the_instruction) {
         return to_bfloat16(std::normal_distribution<float>()(random));
       };
       const int blocks = static_cast<int>(trial % 4) + 1, pixels = static_cast<int>(trial % 32) + 1;
-      const auto expected = sums_of(twin_kernels(), bits, blocks, pixels), found = sums_of(*amx, bits, blocks, pixels);
+      const auto expected = sums_of(twin_kernels(), bits, blocks, pixels),
+                 found = sums_of(*amx, bits, blocks, pixels);
       for (std::size_t i = 0; i < found.size(); ++i) {
         if (!std::isfinite(expected[i]))
           CHECK(!std::isfinite(found[i]));

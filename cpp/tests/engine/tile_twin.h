@@ -1,5 +1,6 @@
-// What the tile instructions of AMX do, in plain C++ that any processor runs: the kernel's own source compiles with it.
-// Stricter than the processor where that finds mistakes: a register holds nothing until something is loaded.
+// What the tile instructions of AMX do, in plain C++ that any processor runs: the kernel's own source
+// compiles with it. Stricter than the processor where that finds mistakes: a register holds nothing until
+// something is loaded.
 #pragma once
 
 #pragma GCC diagnostic ignored "-Wpsabi"  // vectors wider than the processor's are passed around
@@ -18,9 +19,11 @@ namespace swsl::cpu {
 
 struct TileTwin {
   static void configure(const TileConfiguration& wanted) {
-    if (wanted.palette != 1 || wanted.start_row != 0) throw std::logic_error("tiles: no such palette or first row");
+    if (wanted.palette != 1 || wanted.start_row != 0)
+      throw std::logic_error("tiles: no such palette or first row");
     for (int i = 0; i < 16; ++i)
-      if (wanted.rows[i] > 16 || wanted.row_bytes[i] > 64 || (i >= 8 && (wanted.rows[i] | wanted.row_bytes[i])))
+      if (wanted.rows[i] > 16 || wanted.row_bytes[i] > 64 ||
+          (i >= 8 && (wanted.rows[i] | wanted.row_bytes[i])))
         throw std::logic_error("tile " + std::to_string(i) + ": at most 16 rows of 64 bytes, in 8 tiles");
     threads_configured += configured ? 0 : 1;
     configured = true;
@@ -41,10 +44,11 @@ struct TileTwin {
   template <int tile>
   static void store(void* rows, std::ptrdiff_t row_step) {
     for (int row = 0; row < rows_of(loaded(tile)); ++row)
-      std::memcpy(static_cast<char*>(rows) + row * row_step, tiles[tile].rows[row], configuration.row_bytes[tile]);
+      std::memcpy(static_cast<char*>(rows) + row * row_step, tiles[tile].rows[row],
+                  configuration.row_bytes[tile]);
   }
-  // TDPBF16PS, as Intel's manual defines it: the products of first and of second numbers are summed apart, then added
-  // to each other and to what is there; every sum is rounded to the nearest, and denormals are 0.
+  // TDPBF16PS, as Intel's manual defines it: the products of first and of second numbers are summed apart,
+  // then added to each other and to what is there; every sum is rounded to the nearest, and denormals are 0.
   template <int sums, int left, int right>
   static void multiply() {
     const int rows = rows_of(loaded(sums)), columns = configuration.row_bytes[sums] / 4,
@@ -86,10 +90,13 @@ struct TileTwin {
     return configuration.rows[tile];
   }
   static int loaded(int tile) {
-    if (!tiles[tile].loaded) throw std::logic_error("tile " + std::to_string(tile) + " is used before it is loaded");
+    if (!tiles[tile].loaded)
+      throw std::logic_error("tile " + std::to_string(tile) + " is used before it is loaded");
     return tile;
   }
-  static float flushed(float value) { return std::fabs(value) < FLT_MIN ? std::copysign(0.0f, value) : value; }
+  static float flushed(float value) {
+    return std::fabs(value) < FLT_MIN ? std::copysign(0.0f, value) : value;
+  }
   static float number(const char* row, int index) {
     std::uint16_t bits;
     std::memcpy(&bits, row + 2 * index, sizeof bits);

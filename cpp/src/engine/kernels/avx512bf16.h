@@ -1,5 +1,5 @@
-// Vectors of 16 in AVX512-BF16, for the kernels: pairs of products summed in float32. A line has 32 channels, two
-// vectors of 16 sums; a tile of two vectors writes whole lines, a tile of one vector half of each.
+// Vectors of 16 in AVX512-BF16, for the kernels: pairs of products summed in float32. A line has 32 channels,
+// two vectors of 16 sums; a tile of two vectors writes whole lines, a tile of one vector half of each.
 #pragma once
 
 #pragma GCC diagnostic ignored "-Wuninitialized"  // false alarms inside GCC 12's own intrinsics header

@@ -1,7 +1,7 @@
 // bfloat16 kernels for AMX, whose processors all have AVX512-BF16 for the rest.
 //
-// The instructions are written out: GCC 12's own name for LDTILECFG says that it reads 8 bytes, so the rest of a
-// configuration is optimised away, and its other names take no template's numbers.
+// The instructions are written out: GCC 12's own name for LDTILECFG says that it reads 8 bytes, so the rest
+// of a configuration is optimised away, and its other names take no template's numbers.
 #include "engine/kernels/avx512bf16.h"
 #include "engine/kernels/matrix_tile.h"
 

@@ -1,14 +1,15 @@
-// Tile kernel for processors that multiply matrices (AMX). `T` are the tile instructions (amx.h, or their twin in the
-// tests), `I` the vectors of the epilogue.
+// Tile kernel for processors that multiply matrices (AMX). `T` are the tile instructions (amx.h, or their
+// twin in the tests), `I` the vectors of the epilogue.
 //
-// Of the eight tile registers, of 16 rows of 64 bytes, four hold sums: 2 × 16 pixels by 2 × 16 channels. A block of the
-// sum is one line of every pixel, so a register of pixels is 16 lines at equal distances, and a register of weights the
-// panel's 16 steps as they lie for the other kernels: nothing is packed anew. Four loads feed four products of 16,384
-// operations. Sums start as the bias, loaded with a distance of 0; at the end they go through 4 KiB of L1 to the
-// epilogue (residual, ReLU, conversion), which is most of the time where the sum is short.
+// Of the eight tile registers, of 16 rows of 64 bytes, four hold sums: 2 × 16 pixels by 2 × 16 channels. A
+// block of the sum is one line of every pixel, so a register of pixels is 16 lines at equal distances, and a
+// register of weights the panel's 16 steps as they lie for the other kernels: nothing is packed anew. Four
+// loads feed four products of 16,384 operations. Sums start as the bias, loaded with a distance of 0; at the
+// end they go through 4 KiB of L1 to the epilogue (residual, ReLU, conversion), which is most of the time
+// where the sum is short.
 //
-// Limits: registers always have 16 rows. Rows beyond `pixels` read whatever follows, up to 31 pixels, and their sums go
-// nowhere; blocks of fewer channels have zero weights. Denormal inputs and sums count as 0.
+// Limits: registers always have 16 rows. Rows beyond `pixels` read whatever follows, up to 31 pixels, and
+// their sums go nowhere; blocks of fewer channels have zero weights. Denormal inputs and sums count as 0.
 #pragma once
 
 #include "engine/kernels/kernels.h"
@@ -74,7 +75,8 @@ void compute_matrix_tile(const TileArgs& args) {
     if (args.output_lines[p] < 0) continue;
     typename I::Sum pixel[2] = {I::load_floats(sums[p]), I::load_floats(sums[p] + vector_width)};
     if (args.residual != nullptr)
-      I::template add<2>(pixel, args.residual + args.residual_lines[p] * line_bytes, args.residual_block_step);
+      I::template add<2>(pixel, args.residual + args.residual_lines[p] * line_bytes,
+                         args.residual_block_step);
     for (auto& sum : pixel) sum = I::maximum(floor, sum);
     char* output = args.output + args.output_lines[p] * line_bytes;
     if (args.float_output)

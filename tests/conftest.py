@@ -21,6 +21,7 @@ import pytest
 import torch
 
 import swsl
+from swsl.deploy.eager import EagerRunner
 from swsl.deploy.golden import TOLERANCES
 from swsl.deploy.runner import Runner, build_info
 from swsl.state_dicts import read_state_dict
@@ -40,6 +41,8 @@ NAMES = tuple(swsl.VARIANTS)
 # What the runner computes in here, on a CPU: `pip install .` builds it without its LibTorch part.
 DTYPES = tuple(dtype for dtype in TOLERANCES if dtype != "float16" or build_info().get("torch"))
 SMALL = Architecture((1, 1, 1, 1), groups=2, width_per_group=4)
+MakeRunner = Callable[[int], "Runner | EagerRunner"]
+"""A runner of batches of so many images."""
 SMALL_ARGUMENTS = ("--scratch", "--architecture", "1,1,1,1:2x4", "--input-size", "32", "--no-flip")
 
 
@@ -187,6 +190,19 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     network = swsl.ResNeXt((1, 1, 1, 1), groups=1, width_per_group=4, num_classes=7).eval()
     swsl.export_model(network, path, spec=swsl.PreprocessSpec(input_size=(64, 64)), labels="ABCDEFG")
     return ["--runner", str(path)]
+
+
+@pytest.fixture(scope="session", params=["compiled", "eager"])
+def make_runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> MakeRunner:
+    model = seed_model(swsl.ResNeXt((1, 1, 1, 1), groups=4, width_per_group=4, num_classes=10))
+    spec = swsl.PreprocessSpec(input_size=(64, 64))
+    if request.param == "eager":
+        return lambda batch_size: EagerRunner(model, spec=spec, device="cpu", batch_size=batch_size)
+    if not build_info()["compiled"] and os.environ.get("SWSL_REQUIRE_RUNNER") != "1":
+        pytest.skip(build_info()["reason"])
+    path = tmp_path_factory.mktemp("frozen") / "tiny.pt"
+    swsl.export_model(model, path, spec=spec, labels=[str(i) for i in range(10)])
+    return lambda batch_size: Runner(path, batch_size=batch_size)
 
 
 @pytest.fixture(scope="session")

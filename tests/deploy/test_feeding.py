@@ -4,41 +4,20 @@ from __future__ import annotations
 
 import contextvars
 import gc
-import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from conftest import seed_model
+from conftest import MakeRunner
 
-import swsl
-from swsl.deploy.eager import EagerRunner
-from swsl.deploy.export import export_model
 from swsl.deploy.feeding import chunks
-from swsl.deploy.runner import Runner, build_info
-
-Make = Callable[[int], "Runner | EagerRunner"]
-"""A runner of batches of so many images."""
-
-
-@pytest.fixture(scope="module", params=["compiled", "eager"])
-def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Make:
-    model = seed_model(swsl.ResNeXt((1, 1, 1, 1), groups=4, width_per_group=4, num_classes=10))
-    spec = swsl.PreprocessSpec(input_size=(64, 64))
-    if request.param == "eager":
-        return lambda batch_size: EagerRunner(model, spec=spec, device="cpu", batch_size=batch_size)
-    if not build_info()["compiled"] and os.environ.get("SWSL_REQUIRE_RUNNER") != "1":
-        pytest.skip(build_info()["reason"])
-    path = tmp_path_factory.mktemp("frozen") / "tiny.pt"
-    export_model(model, path, spec=spec, labels=[str(i) for i in range(10)])
-    return lambda batch_size: Runner(path, batch_size=batch_size)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_a_result_comes_before_the_next_source(make: Make, photo: Path, batch_size: int) -> None:
+def test_a_result_comes_before_the_next_source(make_runner: MakeRunner, photo: Path, batch_size: int) -> None:
     received = threading.Semaphore(0)
 
     def camera() -> Iterator[object]:
@@ -48,7 +27,7 @@ def test_a_result_comes_before_the_next_source(make: Make, photo: Path, batch_si
                 assert received.acquire(timeout=60), "the result of what was yielded has not come"
 
     results = []
-    for result in make(batch_size).stream(camera(), top_k=1):
+    for result in make_runner(batch_size).stream(camera(), top_k=1):
         results.append(result)
         received.release()
     assert [len(result.predictions) for result in results] == [1, 0, 1, 1, 0, 1, 1, 1, 1, 1, 1]
@@ -57,13 +36,13 @@ def test_a_result_comes_before_the_next_source(make: Make, photo: Path, batch_si
 
 @pytest.mark.parametrize("error", [LookupError, KeyboardInterrupt])
 def test_an_error_of_the_iterator_comes_after_the_results_before_it(
-    make: Make, photo: Path, error: type[BaseException]
+    make_runner: MakeRunner, photo: Path, error: type[BaseException]
 ) -> None:
     def broken() -> Iterator[Path]:
         yield from [photo] * 3
         raise error("the camera is gone")
 
-    stream = make(2).stream(broken())
+    stream = make_runner(2).stream(broken())
     for _ in range(3):
         assert next(stream).predictions
     with pytest.raises(error, match="the camera is gone"):
@@ -72,8 +51,8 @@ def test_an_error_of_the_iterator_comes_after_the_results_before_it(
         next(stream)
 
 
-def test_closing_waits_for_no_source_and_keeps_nothing(make: Make, photo: Path) -> None:
-    runner, go_on, ended = make(2), threading.Event(), threading.Event()
+def test_closing_waits_for_no_source_and_keeps_nothing(make_runner: MakeRunner, photo: Path) -> None:
+    runner, go_on, ended = make_runner(2), threading.Event(), threading.Event()
 
     def camera() -> Iterator[Path]:
         try:
@@ -96,8 +75,8 @@ def test_closing_waits_for_no_source_and_keeps_nothing(make: Make, photo: Path) 
     assert ended.wait(60)  # the thread has dropped its iterator
 
 
-def test_which_thread_the_sources_are_taken_on(make: Make, photo: Path) -> None:
-    runner, caller = make(2), threading.get_ident()
+def test_which_thread_the_sources_are_taken_on(make_runner: MakeRunner, photo: Path) -> None:
+    runner, caller = make_runner(2), threading.get_ident()
     who = contextvars.ContextVar("who", default="nobody")
     threads: list[int] = []
 

@@ -1,0 +1,127 @@
+"""Dynamic batching over either runner."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MakeRunner
+
+from swsl import ImageError
+from swsl.deploy.batching import DynamicBatcher
+from swsl.prediction import Result
+
+
+class Recorder:
+    """A runner whose result is the source itself, and that keeps what it was asked for. It goes on when it may."""
+
+    def __init__(self) -> None:
+        self.may_go_on = threading.Event()
+        self.taken: list[Any] = []
+
+    def stream(self, sources: Iterator[Any], **options: Any) -> Iterator[Result]:
+        self.options = options
+        return self._results(sources)
+
+    def _results(self, sources: Iterator[Any]) -> Iterator[Result]:
+        for source in sources:
+            self.taken.append(source)
+            assert self.may_go_on.wait(60)
+            if source == "fail":
+                raise RuntimeError("no more memory")
+            yield Result(source, [])
+
+
+def test_every_thread_gets_its_own_image(make_runner: MakeRunner, photo: Path) -> None:
+    runner = make_runner(16)
+    expected = runner.classify([photo])[0][0].index
+    with DynamicBatcher(runner, max_batch=4) as batcher, ThreadPoolExecutor(6) as pool:
+
+        def ask(number: int) -> Any:
+            if number % 3:
+                return batcher.submit(photo).result(60).predictions[0].index
+            with pytest.raises(ImageError, match=f"no {number}") as caught:
+                batcher.submit(f"no {number}").result(60)
+            return caught.type
+
+        assert list(pool.map(ask, range(12))) == [expected if i % 3 else ImageError for i in range(12)]
+
+
+def test_a_coroutine_can_await_it(make_runner: MakeRunner, photo: Path) -> None:
+    async def ask() -> list[Result]:
+        with DynamicBatcher(make_runner(16), top_k=2) as batcher:
+            return await asyncio.gather(*(asyncio.wrap_future(batcher.submit(photo)) for _ in range(3)))
+
+    assert [len(result.predictions) for result in asyncio.run(ask())] == [2, 2, 2]
+
+
+def test_what_is_cancelled_is_not_computed() -> None:
+    runner = Recorder()
+    batcher = DynamicBatcher(runner, max_batch=3, max_wait=0.5)
+    assert runner.options == {"batch_size": 3, "max_wait": 0.5}
+    futures = [batcher.submit(number) for number in range(4)]
+    assert futures[2].cancel()
+    runner.may_go_on.set()
+    batcher.close()
+    assert [future.result().source for future in (*futures[:2], futures[3])] == [0, 1, 3]
+    with pytest.raises(CancelledError):
+        futures[2].result()
+    assert runner.taken == [0, 1, 3]
+
+
+def test_submit_waits_where_too_many_wait_for_their_turn() -> None:
+    runner = Recorder()
+    batcher = DynamicBatcher(runner, max_queue=2)
+    submitted = []
+    client = threading.Thread(target=lambda: submitted.extend(batcher.submit(number) for number in range(10)))
+    client.start()
+    client.join(0.3)
+    assert client.is_alive()
+    assert len(runner.taken) == 1
+    runner.may_go_on.set()
+    client.join(60)
+    assert [future.result(60).source for future in submitted] == list(range(10))
+    batcher.close()
+
+
+def test_a_runner_that_fails_fails_what_was_submitted() -> None:
+    runner = Recorder()
+    batcher = DynamicBatcher(runner)
+    futures = [batcher.submit(source) for source in ("good", "fail", "after", "that")]
+    runner.may_go_on.set()
+    assert futures[0].result(60).source == "good"
+    for future in futures[1:]:
+        with pytest.raises(RuntimeError, match="no more memory"):
+            future.result(60)
+    with pytest.raises(RuntimeError, match="submit: no more memory"):
+        batcher.submit("late")
+    batcher.close()
+
+
+def test_a_closed_batcher_says_so() -> None:
+    batcher = DynamicBatcher(Recorder())
+    batcher.close()
+    batcher.close()
+    with pytest.raises(RuntimeError, match="submit: the batcher is closed"):
+        batcher.submit("late")
+    with pytest.raises(ValueError, match="max_queue: expected 1 or more, got 0"):
+        DynamicBatcher(Recorder(), max_queue=0)
+
+
+def test_a_forked_process_is_told_to_make_its_own() -> None:
+    batcher = DynamicBatcher(Recorder())
+    child = os.fork()
+    if child == 0:
+        try:
+            batcher.submit("photo")
+        except RuntimeError as error:
+            os._exit(0 if "before the process forked" in str(error) else 1)
+        os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    batcher.close()

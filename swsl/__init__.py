@@ -26,6 +26,7 @@ from .version import __version__
 from .weights import WeightsError
 
 if TYPE_CHECKING:
+    from .deploy.batching import DynamicBatcher
     from .deploy.eager import EagerRunner
     from .deploy.export import export_model
     from .deploy.metadata import ModelError
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "LABELS": "labels",
+    "DynamicBatcher": "deploy.batching",
     "EagerRunner": "deploy.eager",
     "ModelError": "deploy.metadata",
     "export_model": "deploy.export",
@@ -52,6 +54,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "LABELS",
     "VARIANTS",
+    "DynamicBatcher",
     "EagerRunner",
     "ImageError",
     "ModelError",

@@ -246,8 +246,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _profile(arguments: argparse.Namespace) -> int:
-    from ..deploy.profile import profile, table
-    from ..deploy.roofline import draw_roofline
+    from ..evaluation.profile import profile, table
+    from ..evaluation.roofline import draw_roofline
     from ..system.files import replacing
     from ..system.progress import working
 

@@ -79,12 +79,13 @@ class DynamicBatcher:
 
     def close(self) -> None:
         """What was submitted is computed; then the batcher ends."""
+        if os.getpid() != self._process:  # whose thread stayed behind, perhaps with the lock
+            return
         with self._lock:
             if not self._over:
                 self._over = RuntimeError("the batcher is closed")
                 self._waiting.put(None)
-        if os.getpid() == self._process:
-            self._thread.join()
+        self._thread.join()
 
     def __enter__(self) -> DynamicBatcher:
         return self

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from threading import Lock
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsFloat, SupportsIndex, get_args
 
@@ -13,10 +15,13 @@ from torch import Tensor
 from ..image import ImageSource, several
 from ..prediction import Output, Prediction, Result
 from ..preprocess import PreprocessSpec
+from .batching import DynamicBatcher
 from .feeding import MAX_WAIT, is_live
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+_making = Lock()  # of batchers: runners themselves are pickled
 
 
 class EngineInfo(NamedTuple):
@@ -47,6 +52,7 @@ class AnyRunner(ABC):
     max_pixels: int
     info: EngineInfo
     _held: Any = None  # what `close` gives back
+    _batcher: DynamicBatcher | None = None  # made by the first `submit`
 
     @property
     @abstractmethod
@@ -54,7 +60,10 @@ class AnyRunner(ABC):
         """What tells this model, its preprocessing and its labels from others."""
 
     def close(self) -> None:
-        """Gives the model's memory back. Streams that have begun go on; anything else is a RuntimeError from now on."""
+        """Gives the model's memory back, once what was submitted is computed. Streams that have begun go on; anything else is a
+        RuntimeError from now on."""
+        if self._batcher:
+            self._batcher.close()
         self._held = None
 
     def __enter__(self) -> Self:
@@ -169,6 +178,18 @@ class AnyRunner(ABC):
         size = batch_size or self.batch_size
         wait = max_wait if live else None
         return self._stream(self._opened(), iter(sources), size, workers, top_k, names, wait)
+
+    def submit(self, image: ImageSource) -> Future[Result]:
+        """The image's predictions, from any thread: images that come within a moment of each other share a forward pass. For
+        other outputs, or limits of one's own, make a `swsl.DynamicBatcher`, which says more of the future.
+
+        Raises:
+            RuntimeError: the runner is closed, or of a process that this one was forked off.
+        """
+        with _making:
+            if self._batcher is None:
+                self._batcher = DynamicBatcher(self)
+        return self._batcher.submit(image)
 
     @abstractmethod
     def _stream(

@@ -37,7 +37,7 @@ def stopped_by(number: int) -> Callable[..., None]:
         ("json.dump", "probe {data} --weights {trained} --json out.json"),
         ("PIL.Image.Image.save", "explain {photo} --weights {trained} -o out.png"),
         ("swsl.cli.demo.open_runner", "demo -o out.png"),
-        ("swsl.deploy.profile.profile", "profile {trained} -o out.png"),
+        ("swsl.evaluation.profile.profile", "profile {trained} -o out.png"),
         ("swsl.deploy.export.verify", "verify {trained}"),
     ],
 )

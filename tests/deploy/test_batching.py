@@ -61,6 +61,14 @@ def test_a_coroutine_can_await_it(make_runner: MakeRunner, photo: Path) -> None:
     assert [len(result.predictions) for result in asyncio.run(ask())] == [2, 2, 2]
 
 
+def test_a_runner_batches_what_is_submitted(make_runner: MakeRunner, photo: Path) -> None:
+    with make_runner(4) as runner:
+        futures = [runner.submit(photo) for _ in range(6)]
+    assert len({future.result().predictions[0].index for future in futures}) == 1
+    with pytest.raises(RuntimeError, match="closed"):
+        runner.submit(photo)
+
+
 def test_what_is_cancelled_is_not_computed() -> None:
     runner = Recorder()
     batcher = DynamicBatcher(runner, max_batch=3, max_wait=0.5)

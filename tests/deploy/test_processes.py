@@ -22,8 +22,8 @@ import swsl
 from swsl.deploy.eager import EagerRunner
 from swsl.deploy.export import ModelError, export_model
 from swsl.deploy.frozen import FrozenRunner
-from swsl.deploy.profile import profile
 from swsl.deploy.runner import Runner, build_info
+from swsl.evaluation.profile import profile
 from swsl.labels import LABELS
 
 pytestmark = pytest.mark.skipif(not build_info()["compiled"], reason=str(build_info().get("reason")))

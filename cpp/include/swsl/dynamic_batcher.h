@@ -1,17 +1,18 @@
-// Requests of many threads, computed together: whoever has one image gets a future, and images that come within a
-// moment of each other share a forward pass.
+// Requests of many threads, computed together: whoever has one image gets a future, and images that come
+// within a moment of each other share a forward pass.
 //
 //   swsl::DynamicBatcher batcher(runner, {.batch_size = 16, .max_wait = std::chrono::milliseconds(2)});
-//   std::future<swsl::StreamResult> answer = batcher.submit("dog.jpg");   // from any thread
+//   std::future<swsl::Result> answer = batcher.submit("dog.jpg");   // from any thread
 //   for (const auto& p : answer.get().predictions) std::cout << p.label << '\n';
 //
 // An image that cannot be used is a result with an error. Cores are shared as a stream shares them.
 //
-// Errors: std::invalid_argument for a faulty option. If the engine fails, its error comes out of the futures of all
-// images under way, and of `submit` from then on.
+// Errors: std::invalid_argument for a faulty option. If the engine fails, its error comes out of the futures
+// of all images under way, and of `submit` from then on.
 //
-// Thread safety: any number of threads may submit. Destroying it computes what was submitted, then stops; no call may
-// be under way then. A process forked off meanwhile must make its own; `submit` is std::runtime_error there.
+// Thread safety: any number of threads may submit. Destroying it computes what was submitted, then stops; no
+// call may be under way then. A process forked off meanwhile must make its own; `submit` is
+// std::runtime_error there.
 #pragma once
 
 #include <future>
@@ -29,9 +30,9 @@ class SWSL_API DynamicBatcher {
   ~DynamicBatcher();
   DynamicBatcher(const DynamicBatcher&) = delete;
 
-  // Waits while Stream::capacity() images are under way. Bytes and pixels are not copied: they must stay until the
-  // future has its result.
-  std::future<StreamResult> submit(ImageSource image);
+  // Waits while Stream::capacity() images are under way. Bytes and pixels are not copied: they must stay
+  // until the future has its result.
+  std::future<Result> submit(ImageSource image);
 
  private:
   struct State;

@@ -25,7 +25,7 @@ struct DynamicBatcher::State {
     }
   }
 
-  std::promise<StreamResult> take() {
+  std::promise<Result> take() {
     const std::lock_guard lock(promises_lock);
     auto promise = std::move(promises.front());
     promises.pop_front();
@@ -35,7 +35,7 @@ struct DynamicBatcher::State {
   Stream stream;
   std::mutex submitting;  // one thread at a time may push
   std::mutex promises_lock;
-  std::deque<std::promise<StreamResult>> promises;
+  std::deque<std::promise<Result>> promises;
   std::exception_ptr failed;
   std::thread answering;
   const pid_t process = getpid();
@@ -43,7 +43,8 @@ struct DynamicBatcher::State {
 
 DynamicBatcher::DynamicBatcher(const Runner& runner, const StreamOptions& options)
     : state_(std::make_unique<State>(runner, options)) {
-  if (!options.max_wait) throw std::invalid_argument("max_wait: expected a time, for the last images would wait for ever");
+  if (!options.max_wait)
+    throw std::invalid_argument("max_wait: expected a time, for the last images would wait for ever");
   state_->answering = std::thread([&state = *state_] { state.answer(); });
 }
 
@@ -56,10 +57,10 @@ DynamicBatcher::~DynamicBatcher() {
   state_->answering.join();
 }
 
-std::future<StreamResult> DynamicBatcher::submit(ImageSource image) {
+std::future<Result> DynamicBatcher::submit(ImageSource image) {
   (void)state_->stream.under_way();  // throws in a forked process, whose locks may be held for ever
   const std::lock_guard turn(state_->submitting);
-  std::future<StreamResult> future;
+  std::future<Result> future;
   {
     const std::lock_guard lock(state_->promises_lock);
     if (state_->failed) std::rethrow_exception(state_->failed);

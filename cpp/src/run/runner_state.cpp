@@ -202,13 +202,15 @@ void Runner::State::compute(const Batch& batch, const Wanted& wanted, float* row
 
 Result Runner::State::result(const ImageSource& image, std::string error, std::span<const float> row,
                              const Wanted& wanted) const {
-  if (!error.empty()) return {.error = std::move(error)};
-  const auto logits = row.first(wanted.of_logits() ? info.classes : 0), rest = row.subspan(logits.size());
   Result result;
+  result.error = std::move(error);
+  if (!result.ok()) return result;
+  const auto logits = row.first(wanted.of_logits() ? info.classes : 0), rest = row.subspan(logits.size());
   try {
     if (wanted.predictions) result.predictions = predictions(logits, wanted.top_k);
   } catch (const std::runtime_error& not_finite) {
-    return {.error = name_of(image) + ": " + not_finite.what()};
+    result.error = name_of(image) + ": " + not_finite.what();
+    return result;
   }
   if (wanted.logits) result.logits.assign(logits.begin(), logits.end());
   result.embedding.assign(rest.begin(), rest.end());

@@ -35,7 +35,8 @@ TEST(every_thread_gets_its_own_image) {
     clients.emplace_back([&, client] {
       for (int request = 0; request < 8; ++request) {
         const bool there = (client + request) % 3 != 0;
-        const std::string path = there ? data("photo.jpg") : "no " + std::to_string(client) + std::to_string(request);
+        const std::string path =
+            there ? data("photo.jpg") : "no " + std::to_string(client) + std::to_string(request);
         const auto result = batcher.submit(path).get();
         if (there) {
           CHECK_EQ(result.predictions.size(), 3u);
@@ -51,12 +52,14 @@ TEST(every_thread_gets_its_own_image) {
 }
 
 TEST(what_was_submitted_is_computed_before_the_end) {
-  std::vector<std::future<swsl::StreamResult>> futures;
+  std::vector<std::future<swsl::Result>> futures;
   {
-    DynamicBatcher batcher(runner(), {.output = swsl::Output::embedding, .max_wait = std::chrono::hours(1)});
+    DynamicBatcher batcher(runner(),
+                           {.outputs = {swsl::Output::embedding}, .max_wait = std::chrono::hours(1)});
     for (int i = 0; i < 5; ++i) futures.push_back(batcher.submit(data("photo.jpg")));
   }
-  for (auto& future : futures) CHECK_EQ(static_cast<int>(future.get().row.size()), runner().engine().info().features);
+  for (auto& future : futures)
+    CHECK_EQ(static_cast<int>(future.get().embedding.size()), runner().engine().info().features);
 }
 
 TEST(an_engine_that_fails_fails_every_future) {

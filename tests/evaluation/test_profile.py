@@ -12,9 +12,9 @@ from PIL import Image
 
 import swsl
 from swsl.cli.main import main
-from swsl.deploy.profile import TOO_BUSY, Profile, profile, table
-from swsl.deploy.roofline import _CHART, _ONE_BY_ONE, _OTHERS, dots, draw_roofline, place_labels
 from swsl.deploy.runner import LayerTime, Runner, build_info
+from swsl.evaluation.profile import TOO_BUSY, Profile, profile, table
+from swsl.evaluation.roofline import _CHART, _ONE_BY_ONE, _OTHERS, dots, draw_roofline, place_labels
 
 if not build_info()["compiled"]:
     if os.environ.get("SWSL_REQUIRE_RUNNER") == "1":

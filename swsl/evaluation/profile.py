@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from .native import as_tensor, extension
-from .runner import LayerTime, Runner
+from ..deploy.native import as_tensor, extension
+from ..deploy.runner import LayerTime, Runner
 
 TOO_BUSY = "the machine is too busy to tell"
 _MOST_SCATTER = 1.5  # of the third quartile from the first

@@ -66,7 +66,7 @@ def extension() -> ModuleType:
             reason = "it could not be compiled on installation:\n" + failure.read_text("utf-8")
         elif not any(COMPILED.glob("_C*.so")):
             reason = "the source tree has not been installed (pip install .)"
-            checkout = COMPILED.parent
+            checkout = COMPILED.parent.resolve()
             if PathFinder.find_spec("swsl", [path for path in sys.path if Path(path).resolve() != checkout]):
                 reason = f"Python took the sources in {checkout} for the installed package; start it in another folder"
         raise ImportError(f"swsl's compiled runner is not available: {reason}") from error

@@ -93,11 +93,21 @@ def test_methods_and_their_signatures_are_the_same(kind: type[AnyRunner]) -> Non
         if callable(ours):
             assert parameters(ours) == parameters(theirs), name
         assert inspect.getdoc(ours), name
-    assert {"classify", "run", "stream", "embed", "logits", "preprocess", "forward", "close"} <= public(kind)
+    assert {
+        "classify",
+        "run",
+        "stream",
+        "embed",
+        "logits",
+        "preprocess",
+        "forward",
+        "submit",
+        "close",
+    } <= public(kind)
 
 
 def test_attributes_are_the_same(runner: AnyRunner, frozen: Path) -> None:
-    declared = public(AnyRunner) | set(AnyRunner.__annotations__) - {"_held"}
+    declared = public(AnyRunner) | {name for name in AnyRunner.__annotations__ if not name.startswith("_")}
     assert public(runner) - ATTRIBUTES_OF_ONE[type(runner)] == declared
     assert (runner.device, runner.batch_size) == (torch.device("cpu"), 2)
     assert (runner.spec, runner.labels) == (SPEC, tuple(LABELS))

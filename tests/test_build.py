@@ -212,7 +212,7 @@ def test_an_old_setuptools_is_refused_before_anything_is_compiled(source: Path, 
     assert "setuptools 77 or later expected, found 76.1.0: pip install -U setuptools" in message
 
 
-HEADERS = ("engine", "frozen_model", "golden", "image", "preprocessor", "runner", "stream")
+HEADERS = sorted(path.stem for path in (ROOT / "cpp" / "include" / "swsl").glob("*.h"))
 
 
 @pytest.mark.parametrize("header", HEADERS)
@@ -231,7 +231,9 @@ def test_inside_another_project_only_the_library_is_built(tmp_path: Path) -> Non
     project = f"project(outside LANGUAGES CXX)\nadd_subdirectory({ROOT} swsl)\n"
     (tmp_path / "CMakeLists.txt").write_text(f"cmake_minimum_required(VERSION 3.24)\n{project}")
     run("cmake", "-B", "build", "-G", "Ninja", "-DSWSL_LIBTORCH=OFF", cwd=tmp_path)
-    assert "SWSL_BUILD_TESTS:BOOL=OFF" in (tmp_path / "build" / "CMakeCache.txt").read_text()
+    cache = (tmp_path / "build" / "CMakeCache.txt").read_text()
+    assert "SWSL_BUILD_TESTS:BOOL=OFF" in cache
+    assert "SWSL_BUILD_APP:BOOL=OFF" in cache
     run("cmake", "-S", ROOT, "-B", "own", "-G", "Ninja", "-DSWSL_LIBTORCH=OFF", cwd=tmp_path)
     assert "SWSL_BUILD_TESTS:BOOL=ON" in (tmp_path / "own" / "CMakeCache.txt").read_text()
 

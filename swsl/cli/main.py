@@ -11,6 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -103,7 +104,8 @@ def _stoppable() -> Iterator[list[int]]:
         yield came
     finally:
         for each, handler in before.items():
-            signal.signal(each, handler)
+            if handler is not None:  # one that C has set, and Python cannot set again
+                signal.signal(each, handler)
 
 
 def _leave_stdout() -> None:
@@ -220,11 +222,12 @@ def _export(arguments: argparse.Namespace) -> int:
         if arguments.weights:
             raise argparse.ArgumentError(None, f"--weights: {arguments.model} has weights of its own")
         source = Path(arguments.model)
-        loaded = load_checkpoint(source)
+        load = partial(load_checkpoint, source)
     else:
         source = find_weights(find_variant(arguments.model), arguments.weights)
-        loaded = load_model(arguments.model, source)
+        load = partial(load_model, arguments.model, source)
     with working(f"freezing {arguments.model}"):
+        loaded = load()
         export_model(
             loaded.model, arguments.output, spec=loaded.spec, labels=loaded.labels, license=loaded.license,
             weights_sha256=file_sha256(source),

@@ -23,7 +23,8 @@ class DynamicBatcher:
     """Images in, futures out. Images that come within a moment of each other share a forward pass.
 
     Args:
-        runner: a `swsl.Runner` or `swsl.EagerRunner`.
+        runner: a `swsl.Runner` or `swsl.EagerRunner`. URLs are fetched one after the other: to fetch several at a time, submit
+            their bytes.
         max_batch: images in one forward pass; 0: the runner's ``batch_size``.
         max_wait: seconds without a new image after which those that are there are computed.
         max_queue: images that wait for their turn at most, beside those under way; `submit` waits while there are so many.
@@ -44,6 +45,10 @@ class DynamicBatcher:
     ) -> None:
         if max_queue < 1:
             raise ValueError(f"max_queue: expected 1 or more, got {max_queue}")
+        if max_wait is None:
+            raise ValueError(
+                "max_wait: expected seconds, for without them the last images would wait for ever, got None"
+            )
         self._process = os.getpid()
         self._waiting: SimpleQueue[tuple[ImageSource, Future[Result]] | None] = SimpleQueue()
         self._room = threading.BoundedSemaphore(max_queue)
@@ -85,7 +90,13 @@ class DynamicBatcher:
             if not self._over:
                 self._over = RuntimeError("the batcher is closed")
                 self._waiting.put(None)
-        self._thread.join()
+        if threading.current_thread() is not self._thread:  # which calls what is to be done with a future
+            self._thread.join()
+
+    @property
+    def failed(self) -> bool:
+        """Whether the runner's own error has ended it; `submit` raises that error."""
+        return self._failed is not None
 
     def __enter__(self) -> DynamicBatcher:
         return self

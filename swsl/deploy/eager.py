@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -195,18 +196,25 @@ class EagerRunner(AnyRunner):
         predictions = []
         if good and "predictions" in outputs:
             predictions = top_predictions(rows["logits"], self.labels, top_k)
-        place = 0
+        place = -1
         for source, tensor in prepared:
             if isinstance(tensor, Exception):
                 yield Result(source, error=tensor)
                 continue
+            place += 1
+            if predictions and not rows["logits"][place].isfinite().all():
+                name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "image"
+                error = ImageError(
+                    f"{name}: the logits are not all finite (dtype {self.info.dtype} on {self.device})"
+                )
+                yield Result(source, error=error)
+                continue
             # A copy of the row, which does not keep those of the whole batch.
             own: dict[str, Any] = {name: rows[name][place].clone() for name in outputs if name in rows}
             yield Result(source, predictions[place] if predictions else [], **own)
-            place += 1
 
     def _try_preprocess(self, source: ImageSource) -> Tensor | Exception:
         try:
             return preprocess(source, self.spec, **self._decoding)
-        except (ImageError, TypeError) as error:
+        except Exception as error:  # what a source's own methods may raise has no bounds
             return error

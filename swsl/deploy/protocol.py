@@ -62,9 +62,10 @@ class AnyRunner(ABC):
     def close(self) -> None:
         """Gives the model's memory back, once what was submitted is computed. Streams that have begun go on; anything else is a
         RuntimeError from now on."""
+        with _making:
+            self._held = None
         if self._batcher:
             self._batcher.close()
-        self._held = None
 
     def __enter__(self) -> Self:
         return self
@@ -181,15 +182,21 @@ class AnyRunner(ABC):
 
     def submit(self, image: ImageSource) -> Future[Result]:
         """The image's predictions, from any thread: images that come within a moment of each other share a forward pass. For
-        other outputs, or limits of one's own, make a `swsl.DynamicBatcher`, which says more of the future.
+        other outputs, or limits of one's own, make a `swsl.DynamicBatcher`, which says more of the future. A thread keeps the
+        runner from now on, until `close`.
 
         Raises:
             RuntimeError: the runner is closed, or of a process that this one was forked off.
         """
         with _making:
-            if self._batcher is None:
+            self._opened()
+            if self._batcher is None or self._batcher.failed:
                 self._batcher = DynamicBatcher(self)
-        return self._batcher.submit(image)
+            batcher = self._batcher
+        return batcher.submit(image)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_batcher": None}
 
     @abstractmethod
     def _stream(

@@ -219,11 +219,7 @@ class Runner(AnyRunner):
                         finished = True
                         stream.finish()
                         break
-                    prepared = self._try_prepare(source)
-                    failed = isinstance(prepared, Exception)
-                    under_way.append((source, prepared if failed else None))
-                    if not failed:
-                        stream.push(prepared)
+                    under_way.append((source, self._try_push(stream, source)))
                 if not under_way:
                     return
                 source, failure = under_way.popleft()
@@ -236,11 +232,7 @@ class Runner(AnyRunner):
 
     def _live_results(self, stream: Any, sources: Iterator[ImageSource]) -> Generator[Result, None, None]:
         def push(source: ImageSource) -> tuple[ImageSource, Exception | None]:
-            prepared = self._try_prepare(source)
-            if isinstance(prepared, Exception):
-                return source, prepared
-            stream.push(prepared)
-            return source, None
+            return source, self._try_push(stream, source)
 
         feeder = Feeder(sources, stream.capacity(), push, stream.finish)
         try:
@@ -296,11 +288,17 @@ class Runner(AnyRunner):
             parts.append(as_tensor(rows))
         return parts[0] if len(parts) == 1 else joined(parts)
 
-    def _try_prepare(self, source: ImageSource) -> Any:
+    def _try_push(self, stream: Any, source: ImageSource) -> Exception | None:
+        """What is wrong with a source that cannot be pushed. What its own methods may raise has no bounds."""
         try:
-            return prepare(source, **self._decoding)
-        except (ImageError, TypeError) as error:
+            prepared = prepare(source, **self._decoding)
+        except Exception as error:
             return error
+        try:
+            stream.push(prepared)
+        except (TypeError, ValueError) as error:  # anything else is the engine's
+            return error
+        return None
 
 
 def _is_due(under_way: deque[tuple[ImageSource, Exception | None]], stream: Any) -> bool:

@@ -83,7 +83,7 @@ def draw_roofline(found: Profile) -> Image:
     left, top, right, bottom = _CHART
     notes = textwrap.wrap(_plain(found.note), 150)
     below = max(bottom + 64, top + _ROW * (len(shapes[:_NAMED]) + 1))
-    canvas = Image.new("RGB", (1240, below + 18 * len(notes) + 12), _BACKGROUND)
+    canvas = Image.new("RGB", (1300, below + 18 * len(notes) + 12), _BACKGROUND)
     draw = ImageDraw.Draw(canvas, "RGBA")
     text, small = ImageFont.load_default(16), ImageFont.load_default(13)
 
@@ -126,9 +126,9 @@ def draw_roofline(found: Profile) -> Image:
         y = top + _ROW * row
         draw.text((right + 44, y), str(row), fill=colour, font=small, anchor="rm")
         draw.text((right + 56, y), _plain(f"{dot.name} ({dot.layers})"), fill=_INK, font=small, anchor="lm")
-        draw.text((1160, y), f"{dot.seconds * 1e3:.2f} ms", fill=_INK, font=small, anchor="rm")
-        draw.text((1224, y), shown(dot.share), fill=_INK, font=small, anchor="rm")
-    draw.text((1224, top), "of the peak", fill=_MUTED, font=small, anchor="rm")
+        draw.text((1220, y), f"{dot.seconds * 1e3:.2f} ms", fill=_INK, font=small, anchor="rm")
+        draw.text((1284, y), shown(dot.share), fill=_INK, font=small, anchor="rm")
+    draw.text((1284, top), "of the peak", fill=_MUTED, font=small, anchor="rm")
 
     roofs = f"{peak / 1e9:.0f} GFLOP/s (multiply-adds in registers) and {bandwidth / 1e9:.1f} GB/s (copying memory)"
     draw.text((left, 14), f"Every convolution under {roofs}", fill=_INK, font=text)

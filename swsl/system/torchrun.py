@@ -10,7 +10,7 @@ from pathlib import Path
 
 def is_first() -> bool:
     """Whether this is the only process, or the first of all those that torchrun has started."""
-    return os.environ.get("RANK", "0") == "0"
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def handed_over(message: str) -> bool:

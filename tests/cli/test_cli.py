@@ -201,7 +201,21 @@ def test_device_and_dtype_reach_the_runner(
         assert "--dtype: needs the compiled runner" in capsys.readouterr().err
 
 
-def test_what_swsl_classify_has_is_here_too(folder: Path, photo: Path, tiny: list[str]) -> None:
+def test_what_swsl_classify_has_is_here_too(
+    folder: Path, photo: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, object] = {}
+
+    def note(method: str) -> None:
+        real = getattr(swsl.Runner, method)
+        monkeypatch.setattr(
+            swsl.Runner,
+            method,
+            lambda *arguments, **options: given.update(options) or real(*arguments, **options),
+        )
+
+    note("__init__")
+    note("stream")
     exif = Image.Exif()
     exif[0x112] = 6  # turn by a quarter
     Image.open(photo).save(folder / "turned.jpg", exif=exif)
@@ -209,6 +223,7 @@ def test_what_swsl_classify_has_is_here_too(folder: Path, photo: Path, tiny: lis
     arguments = ["classify", str(folder / "turned.jpg"), *tiny, "-o", str(out), "--top-k", "1"]
     counts = ["--cores", "2", "--threads", "1", "--workers", "3"]
     assert main([*arguments, *counts, "--exif-orientation"]) == 0
+    assert (given["cores"], given["threads"], given["workers"]) == (2, 1, 3)
     ((expected,),) = swsl.Runner(tiny[1], exif_orientation=True).classify([folder / "turned.jpg"], top_k=1)
     (row,) = csv.DictReader(out.open())
     assert float(row["probability_1"]) == pytest.approx(expected.probability, rel=1e-5)

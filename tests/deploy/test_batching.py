@@ -10,10 +10,12 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from conftest import MakeRunner
 
-from swsl import ImageError
+from swsl import EagerRunner, ImageError
 from swsl.deploy.batching import DynamicBatcher
 from swsl.prediction import Result
 
@@ -38,19 +40,79 @@ class Recorder:
             yield Result(source, [])
 
 
-def test_every_thread_gets_its_own_image(make_runner: MakeRunner, photo: Path) -> None:
+def test_every_thread_gets_its_own_image(make_runner: MakeRunner) -> None:
+    images = [
+        np.random.default_rng(number).integers(256, size=(70, 80, 3), dtype=np.uint8) for number in range(12)
+    ]
     runner = make_runner(16)
-    expected = runner.classify([photo])[0][0].index
-    with DynamicBatcher(runner, max_batch=4) as batcher, ThreadPoolExecutor(6) as pool:
+    expected = runner.embed(images)
+    with DynamicBatcher(runner, max_batch=4, outputs="embedding") as batcher, ThreadPoolExecutor(6) as pool:
 
         def ask(number: int) -> Any:
             if number % 3:
-                return batcher.submit(photo).result(60).predictions[0].index
-            with pytest.raises(ImageError, match=f"no {number}") as caught:
+                return batcher.submit(images[number]).result(60).embedding
+            with pytest.raises(ImageError, match=f"no {number}"):
                 batcher.submit(f"no {number}").result(60)
-            return caught.type
+            return expected[number]
 
-        assert list(pool.map(ask, range(12))) == [expected if i % 3 else ImageError for i in range(12)]
+        torch.testing.assert_close(torch.stack(list(pool.map(ask, range(12)))), expected)
+
+
+def test_images_share_a_forward_pass(
+    make_runner: MakeRunner, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, sizes = make_runner(16), []
+    if not isinstance(runner, EagerRunner):
+        pytest.skip("the compiled runner's passes are counted in C++")
+    compute = runner._compute
+    monkeypatch.setattr(
+        runner,
+        "_compute",
+        lambda model, batch, names: sizes.append(len(batch)) or compute(model, batch, names),
+    )
+    with DynamicBatcher(runner, max_batch=6, max_wait=60) as batcher:
+        futures = [batcher.submit(photo) for _ in range(6)]
+        assert all(future.result(60).predictions for future in futures)
+    assert sizes == [6]
+
+
+class Broken:
+    """What asks for its pixels gets something that nobody has thought of."""
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        raise LookupError("no pixels today")
+
+
+@pytest.mark.parametrize("bad", [memoryview(bytes(100))[::2], Broken(), object(), b""], ids=str)
+def test_one_bad_image_costs_no_other_its_answer(make_runner: MakeRunner, photo: Path, bad: Any) -> None:
+    with make_runner(16) as runner:
+        good = runner.submit(photo)
+        assert runner.submit(bad).exception(60)
+        assert good.result(60).predictions
+        assert runner.submit(photo).result(60).predictions
+        ((first,), (second,)) = (
+            [r.error for r in runner.stream([image], max_wait=None)] for image in (bad, photo)
+        )
+        assert first
+        assert second is None
+
+
+def test_a_runner_that_has_failed_once_gets_another_batcher(make_runner: MakeRunner, photo: Path) -> None:
+    with make_runner(16) as runner:
+        assert runner.submit(photo).result(60).predictions
+        first = runner._batcher
+        first._failed = RuntimeError("no more memory")
+        assert runner.submit(photo).result(60).predictions
+        assert runner._batcher is not first
+        first._failed = None
+        first.close()
+
+
+def test_a_future_may_close_its_runner(make_runner: MakeRunner, photo: Path) -> None:
+    runner, closed = make_runner(16), threading.Event()
+    runner.submit(photo).add_done_callback(lambda _: (runner.close(), closed.set()))
+    assert closed.wait(60)
 
 
 def test_a_coroutine_can_await_it(make_runner: MakeRunner, photo: Path) -> None:
@@ -120,6 +182,8 @@ def test_a_closed_batcher_says_so() -> None:
         batcher.submit("late")
     with pytest.raises(ValueError, match="max_queue: expected 1 or more, got 0"):
         DynamicBatcher(Recorder(), max_queue=0)
+    with pytest.raises(ValueError, match="max_wait: expected seconds"):
+        DynamicBatcher(Recorder(), max_wait=None)  # type: ignore[arg-type]
 
 
 def test_a_forked_process_is_told_to_make_its_own() -> None:

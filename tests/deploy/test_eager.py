@@ -97,3 +97,15 @@ def test_other_class_counts() -> None:
     runner = EagerRunner(seed_model(swsl.ResNeXt((1, 1, 1, 1), 4, 4, 3)), device="cpu")
     assert runner.labels == ("0", "1", "2")
     assert len(top_predictions(torch.zeros(1, 3), runner.labels, 5)[0]) == 3
+
+
+def test_logits_that_are_not_finite_are_no_prediction() -> None:
+    """As in the compiled runner."""
+    model = seed_model(swsl.ResNeXt((1, 1, 1, 1), 4, 4, 10))
+    runner = EagerRunner(model, spec=swsl.PreprocessSpec(input_size=(32, 32)))
+    image = torch.zeros(40, 40, 3, dtype=torch.uint8)
+    assert runner.classify([image])
+    model.fc.bias.data[3] = torch.inf
+    with pytest.raises(swsl.ImageError, match="^image: the logits are not all finite"):
+        runner.classify([image])
+    assert runner.run([image], outputs="logits")[0].logits.isinf().any()

@@ -226,7 +226,9 @@ def test_a_pickled_runner_is_made_anew(path: Path) -> None:
     frozen = FrozenRunner(path, device="cpu", batch_size=5)
     assert pickle.loads(pickle.dumps(frozen)).batch_size == 5
     eager = EagerRunner(seed_model(swsl.ResNeXt((1, 1, 1, 1), 4, 4)), spec=SPEC, device="cpu")
+    eager.submit(images[0]).result(60)  # by a thread, which stays behind
     assert torch.equal(pickle.loads(pickle.dumps(eager)).logits(images), eager.logits(images))
+    eager.close()
 
 
 class _Embeddings(torch.utils.data.Dataset):

@@ -13,6 +13,8 @@
 #include <utility>
 #include <vector>
 
+#include <swsl/api.h>
+
 namespace swsl {
 
 // 16-bit elements are the float32 values rounded to nearest even, as `tensor.to(dtype)` rounds.

@@ -8,6 +8,8 @@
 
 #include <string>
 
+#include <swsl/api.h>
+
 namespace swsl {
 
 // One fused layer: a convolution with its bias, residual addition and ReLU, or a pool.

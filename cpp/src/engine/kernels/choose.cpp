@@ -55,6 +55,7 @@ bool supported(Isa isa) {
 }
 
 const KernelSet* kernels(Isa isa, bool bfloat16) {
+  if (isa == Isa::amx && !bfloat16) return nullptr;  // and nobody is asked for tiles
   if (!supported(isa)) return nullptr;
   switch (isa) {
     case Isa::portable: return bfloat16 ? &portable_bfloat16_kernels() : &portable_kernels();
@@ -68,8 +69,9 @@ const KernelSet* kernels(Isa isa, bool bfloat16) {
 
 std::string why_no_tiles() {
   if (!has_amx() || ask_for_tiles() == 0) return "";
+  const int refused = ask_for_tiles();
   return std::string("; without AMX, which the system refuses this process: ") +
-         std::strerror(ask_for_tiles());
+         (refused == ENOSPC ? "a signal stack of it is too small" : std::strerror(refused));
 }
 #else
 bool supported(Isa isa) { return isa == Isa::portable; }

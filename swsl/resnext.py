@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch._jit_internal import is_scripting, unused  # torch.jit's, where that is not left out
 from torch.utils.checkpoint import checkpoint
 
 EXPANSION = 4  # a bottleneck's output has four times the channels of its stage's base width
@@ -40,11 +41,11 @@ class Bottleneck(nn.Module):
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:  # N×in×H×W
-        if not torch.jit.is_scripting() and self.grad_checkpointing and torch.is_grad_enabled():
+        if not is_scripting() and self.grad_checkpointing and torch.is_grad_enabled():
             return self._checkpointed(x)
         return self._residual(x)
 
-    @torch.jit.unused
+    @unused
     def _checkpointed(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():  # which takes no contexts, and leaves buffers alone the second time
             return checkpoint(self._residual, x, use_reentrant=False)

@@ -26,7 +26,8 @@ class DynamicBatcher:
         runner: a `swsl.Runner` or `swsl.EagerRunner`. URLs are fetched one after the other: to fetch several at a time, submit
             their bytes.
         max_batch: images in one forward pass; 0: the runner's ``batch_size``.
-        max_wait: seconds without a new image after which those that are there are computed.
+        max_wait: seconds without a new image after which those that are there are computed, so that in a trickle of images the
+            first may wait ``max_batch`` times as long.
         max_queue: images that wait for their turn at most, beside those under way; `submit` waits while there are so many.
         options: of the runner's `stream`: what to compute of each image.
 

@@ -150,6 +150,10 @@ class EagerRunner(AnyRunner):
         return {name: tensor.to(torch.float32, copy=True) for name, tensor in rows.items()}
 
     def _forward(self, model: Any, batch: Tensor, outputs: Sequence[Output]) -> dict[str, Tensor]:
+        if set(outputs) != {"embedding"} and not self.labels:
+            raise ValueError(
+                'model: has no classifier (num_classes=0), so that outputs="embedding" is all that can be had'
+            )
         if "embedding" not in outputs:
             return {"logits": model(batch)}
         rows = {"embedding": model.forward_head(model.forward_features(batch), pre_logits=True)}

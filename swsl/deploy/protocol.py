@@ -68,6 +68,7 @@ class AnyRunner(ABC):
             self._batcher.close()
 
     def __enter__(self) -> Self:
+        self._opened()
         return self
 
     def __exit__(self, *_: object) -> None:

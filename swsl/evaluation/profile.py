@@ -87,7 +87,7 @@ def profile(
     threads, narrow = runner.info.threads, runner.info.dtype == "bfloat16"
     # Not torch's own operators, which could wait for threads that a fork has left behind.
     images = as_tensor(extension().golden_input([batch, 3, *runner.spec.input_size]))
-    note = f"{runner.info.dtype}, batch {batch}, {threads} threads, {runner.info.reason}"
+    note = f"{runner.info.dtype}, batch {batch}, {threads} thread{'s' * (threads > 1)}, {runner.info.reason}"
     found = Profile([], [], [], [], batch, 2 if narrow else 4, note)
     copy = _Copy(threads)
     for _ in range(rounds):

@@ -99,6 +99,16 @@ def test_other_class_counts() -> None:
     assert len(top_predictions(torch.zeros(1, 3), runner.labels, 5)[0]) == 3
 
 
+def test_a_model_without_a_classifier_embeds_alone() -> None:
+    runner = EagerRunner(swsl.ResNeXt((1, 1, 1, 1), 4, 4, 0), spec=swsl.PreprocessSpec(input_size=(32, 32)))
+    image = torch.zeros(40, 40, 3, dtype=torch.uint8)
+    assert runner.embed([image]).shape == (1, 2048)
+    assert runner.run([image], outputs="embedding")[0].embedding.shape == (2048,)
+    for call in (runner.classify, runner.logits, lambda images: runner.forward(runner.preprocess(images))):
+        with pytest.raises(ValueError, match="has no classifier"):
+            call([image])
+
+
 def test_logits_that_are_not_finite_are_no_prediction() -> None:
     """As in the compiled runner."""
     model = seed_model(swsl.ResNeXt((1, 1, 1, 1), 4, 4, 10))

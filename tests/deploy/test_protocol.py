@@ -236,7 +236,7 @@ def test_closing(make: Make, photo: Path) -> None:
     for call in (
         lambda: runner.classify([photo]), lambda: runner.run([photo]), lambda: runner.stream([photo]),
         lambda: runner.embed([]), lambda: runner.logits([]), lambda: runner.preprocess([photo]),
-        lambda: runner.forward(torch.zeros(1, 3, 64, 64)), lambda: runner.submit(photo),
+        lambda: runner.forward(torch.zeros(1, 3, 64, 64)), lambda: runner.submit(photo), runner.__enter__,
     ):  # fmt: skip
         with pytest.raises(RuntimeError, match=f"^this {type(runner).__name__} is closed; make another$"):
             call()

@@ -106,6 +106,7 @@ def test_only_the_first_process_tells(
     clock: list[float], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
     with Progress("images") as bar, working("nothing"):
         assert "swsl progress" not in {t.name for t in threading.enumerate()}
         clock.append(clock[-1] + 100)

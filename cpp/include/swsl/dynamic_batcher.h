@@ -25,7 +25,9 @@ namespace swsl {
 
 class SWSL_API DynamicBatcher {
  public:
-  // Options: a batch goes when it has `batch_size` images, or when none has come for `max_wait`.
+  // Options: a batch goes when it has `batch_size` images, or when none has come for `max_wait`, which must
+  // be given; so in a trickle of images the first may wait `batch_size` times as long. It may outlive its
+  // runner.
   explicit DynamicBatcher(const Runner& runner, const StreamOptions& options = {});
   ~DynamicBatcher();
   DynamicBatcher(const DynamicBatcher&) = delete;

@@ -79,6 +79,7 @@ def odd_names(tmp_path: Path, photo: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_commands_take_any_name(odd_names: Path, tmp_path: Path, tiny: list[str]) -> None:
     paths = [str(odd_names / name) for name in sorted(map(os.fsdecode, NAMES), key=os.fsencode)]
     one_line = [path for path in paths if "\n" not in path]

@@ -68,6 +68,7 @@ COSTLY = (
 )
 
 
+@pytest.mark.slow
 def test_a_faulty_file_costs_little_memory(every: list[Case], tmp_path: Path) -> None:
     by_name = {case.name: case for case in every}
     for name in COSTLY:

@@ -53,6 +53,7 @@ def torchrun(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[s
     return run(*command, *arguments, code=code)
 
 
+@pytest.mark.slow
 def test_two_processes_step_by_the_gradient_of_the_joint_batch(few_digits: Path, tmp_path: Path) -> None:
     script = tmp_path / "step.py"
     script.write_text(JOINT_GRADIENT)
@@ -68,6 +69,7 @@ def test_two_processes_step_by_the_gradient_of_the_joint_batch(few_digits: Path,
         assert relative_error(accumulated[name].flatten(), expected.flatten()) <= TOLERANCES["float32"], name
 
 
+@pytest.mark.slow
 def test_unreadable_images_count_over_all_processes(folders: Path, tmp_path: Path) -> None:
     for path in sorted((folders / "val" / "0").iterdir())[
         :2
@@ -93,6 +95,7 @@ def test_processes_that_see_different_folders_do_not_train_together(options: Tra
         _Run(options, Apart(0, 1, torch.device("cpu")), train, val, print)
 
 
+@pytest.mark.slow
 def test_torchrun_counts_every_validation_image_once(few_digits: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     result = torchrun(

@@ -32,8 +32,8 @@ def open_runner(arguments: argparse.Namespace, **options: Any) -> AnyRunner:
     from ..training.checkpoint import load_model
 
     for name in ("dtype", "threads"):
-        if getattr(arguments, name, None):
-            raise ValueError(f"--{name.replace('_', '-')}: needs the compiled runner, and {built['reason']}")
+        if name in options:
+            raise ValueError(f"--{name}: needs the compiled runner, and {built['reason']}")
     take_cores(options.pop("cores", None))
     loaded = load_model(arguments.model, arguments.weights)
     runner = EagerRunner(loaded.model, spec=loaded.spec, labels=loaded.labels, **options)

@@ -170,10 +170,11 @@ def _bulk_output(
         return CsvOutput(target, record, resume=resume, top_k=arguments.top_k)
     if suffix == ".jsonl":
         return JsonOutput(target, record, resume=resume)
-    features = runner.embed([]).shape[1]
+    widths: dict[Output, int] = {"logits": len(runner.labels)}
+    if "embedding" in outputs:
+        widths["embedding"] = runner.embed([]).shape[1]
     if suffix == ".npy":
-        return NpyOutput(target, record, resume=resume, features=features)
-    widths: dict[Output, int] = {"embedding": features, "logits": len(runner.labels)}
+        return NpyOutput(target, record, resume=resume, features=widths["embedding"])
     return ParquetOutput(target, record, resume=resume, outputs=outputs, widths=widths)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 import swsl
 from swsl.cli.main import main
-from swsl.deploy.runner import LayerTime, Runner, build_info
+from swsl.deploy.runner import LayerTime, build_info
 from swsl.evaluation.profile import TOO_BUSY, Profile, profile, table
 from swsl.evaluation.roofline import _CHART, _ONE_BY_ONE, _OTHERS, dots, draw_roofline, place_labels
 
@@ -53,10 +53,6 @@ def scattered(found: Profile) -> Profile:
 
 def test_the_command(frozen50: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     arguments = ["profile", str(frozen50), "-o", str(tmp_path / "roofline.png")]
-    if Runner(frozen50).info.name != "planned":  # a processor without AVX2
-        assert main(arguments) == 1
-        assert "cannot be profiled: the planned engine needs" in capsys.readouterr().err
-        return
     assert main(arguments) == 0
     assert "\ntogether" in capsys.readouterr().out
     with Image.open(tmp_path / "roofline.png") as picture:
@@ -65,8 +61,6 @@ def test_the_command(frozen50: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_every_multiplication_is_in_some_layer(frozen50: Path) -> None:
-    if Runner(frozen50).info.name != "planned":
-        pytest.skip("a processor without AVX2 has no planned engine to profile; the command says so above")
     found = profile(frozen50, batch=2, rounds=2)
     macs = swsl.VARIANTS["swsl_resnext50_32x4d"].macs
     assert sum(layer.multiply_adds for layer in found.layers) == 2 * macs

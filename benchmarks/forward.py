@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 
 from swsl.deploy.export import export_model
-from swsl.deploy.golden import relative_error
 from swsl.deploy.native import extension
+from swsl.formats.golden import relative_error
 from swsl.variants import VARIANTS, create_model
 
 ENGINES = ("swsl", "eager", "torchscript", "inductor", "onnxruntime", "openvino")

@@ -32,8 +32,8 @@ from peers import SPEC, dali_steps, torchvision_v2
 from torch import Tensor
 
 from swsl.deploy.export import export_model
-from swsl.deploy.golden import relative_error
 from swsl.deploy.runner import Runner, decode_image
+from swsl.formats.golden import relative_error
 from swsl.preprocess import preprocess
 
 PACKAGES = (

@@ -26,8 +26,8 @@ from peers import SHORTER_SIDE, SPEC, dali_steps, timm_transform, torchvision_v2
 from PIL import Image, ImageOps
 
 from swsl.deploy.export import export_model
-from swsl.deploy.golden import relative_error
 from swsl.deploy.runner import Runner, decode_image
+from swsl.formats.golden import relative_error
 from swsl.resnext import ResNeXt
 from swsl.variants import create_model
 

@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     from .deploy.batching import DynamicBatcher
     from .deploy.eager import EagerRunner
     from .deploy.export import export_model
-    from .deploy.metadata import ModelError
     from .deploy.runner import Runner, cmake_prefix_path
+    from .formats.metadata import ModelError
     from .labels import LABELS
 
 _LAZY = {
     "LABELS": "labels",
     "DynamicBatcher": "deploy.batching",
     "EagerRunner": "deploy.eager",
-    "ModelError": "deploy.metadata",
+    "ModelError": "formats.metadata",
     "export_model": "deploy.export",
     "Runner": "deploy.runner",
     "cmake_prefix_path": "deploy.runner",

@@ -22,8 +22,8 @@ import torch
 
 import swsl
 from swsl.deploy.eager import EagerRunner
-from swsl.deploy.golden import TOLERANCES
 from swsl.deploy.runner import Runner, build_info
+from swsl.formats.golden import TOLERANCES
 from swsl.state_dicts import read_state_dict
 from swsl.training._torchvision import import_torchvision
 from swsl.training.checkpoint import Checkpoint, save_checkpoint

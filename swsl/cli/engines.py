@@ -49,7 +49,7 @@ def cached_export(name: str, weights: str | os.PathLike[str] | None = None) -> P
         swsl.WeightsError: the weights cannot be had or do not fit.
     """
     from ..deploy.export import export_model
-    from ..deploy.metadata import FORMAT
+    from ..formats.metadata import FORMAT
     from ..training.checkpoint import load_model
     from ..variants import find_variant, find_weights
     from ..weights import file_sha256

@@ -12,13 +12,13 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor
 
+from ..formats.fingerprint import fingerprint
 from ..image import MAX_PIXELS, ImageError, ImageSource, several
 from ..labels import LABELS
 from ..prediction import Output, Result, top_predictions
 from ..preprocess import PreprocessSpec, preprocess, preprocess_batch
 from ..resnext import ResNeXt
 from .feeding import chunks
-from .fingerprint import fingerprint
 from .protocol import AnyRunner, EngineInfo, check_at_least, check_types
 
 
@@ -109,7 +109,7 @@ class EagerRunner(AnyRunner):
 
     @property
     def fingerprint(self) -> str:
-        """See `swsl.deploy.fingerprint.fingerprint`. Reads all weights."""
+        """See `swsl.formats.fingerprint.fingerprint`. Reads all weights."""
         return fingerprint(self.model, self.spec, self.labels)
 
     def __repr__(self) -> str:

@@ -23,13 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..labels import LABELS
-from ..preprocess import PreprocessSpec
-from ..resnext import ResNeXt
-from ..system.files import replacing
-from ..version import __version__
-from .fingerprint import fingerprint
-from .golden import (
+from ..formats.fingerprint import fingerprint
+from ..formats.golden import (
     TOLERANCES,
     classifier_sizes,
     golden_input,
@@ -38,8 +33,13 @@ from .golden import (
     output_error,
     relative_error,
 )
-from .metadata import FORMAT, LARGEST_INPUT, METADATA_FILE, ModelError, read_metadata
-from .network_table import check_classifier, is_known, make_table, run_table, trace
+from ..formats.metadata import FORMAT, LARGEST_INPUT, METADATA_FILE, ModelError, read_metadata
+from ..formats.network_table import check_classifier, is_known, make_table, run_table, trace
+from ..labels import LABELS
+from ..preprocess import PreprocessSpec
+from ..resnext import ResNeXt
+from ..system.files import replacing
+from ..version import __version__
 
 _NO_TORCHSCRIPT = (
     f"which torch {torch.__version__} on Python {sys.version_info.major}.{sys.version_info.minor} does not have; use Python 3.13 "
@@ -271,7 +271,7 @@ def verify(path: str | os.PathLike[str]) -> float:
     """Repeat a frozen module's golden check on the CPU, both in TorchScript, where PyTorch has that, and by its network table.
 
     Returns:
-        The largest of the errors of its features and logits, as `swsl.deploy.golden` defines them.
+        The largest of the errors of its features and logits, as `swsl.formats.golden` defines them.
 
     Raises:
         ModelError: the file is damaged, or an error is above the float32 tolerance that it states.

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..formats.metadata import read_metadata
 from ..image import MAX_PIXELS
 from ..prediction import Output
 from ..preprocess import PreprocessSpec
 from .eager import EagerRunner
 from .export import load_torchscript, made_anew
-from .metadata import read_metadata
 
 
 class FrozenRunner(EagerRunner):

@@ -12,8 +12,8 @@ from conftest import NAMES, cuda_marks, seeded_model
 
 import swsl
 from swsl.deploy.export import export_model
-from swsl.deploy.golden import TOLERANCES, golden_input, output_error, relative_error
 from swsl.deploy.runner import Runner
+from swsl.formats.golden import TOLERANCES, golden_input, output_error, relative_error
 
 DTYPES = ("float32", "tf32", "float16", "bfloat16")
 

@@ -14,8 +14,8 @@ from conftest import cuda_marks
 from PIL import Image
 
 import swsl
-from swsl.deploy.golden import TOLERANCES, relative_error
 from swsl.deploy.runner import Runner, build_info
+from swsl.formats.golden import TOLERANCES, relative_error
 from swsl.prediction import Result
 
 pytestmark = cuda_marks()

@@ -17,9 +17,9 @@ from PIL import Image
 import swsl
 from swsl.deploy.eager import EagerRunner
 from swsl.deploy.frozen import FrozenRunner
-from swsl.deploy.golden import TOLERANCES, relative_error
 from swsl.deploy.protocol import AnyRunner
 from swsl.deploy.runner import Runner, build_info
+from swsl.formats.golden import TOLERANCES, relative_error
 
 SPEC = swsl.PreprocessSpec(input_size=(64, 64))
 LABELS = [f"class {i}" for i in range(10)]

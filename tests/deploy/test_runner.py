@@ -17,8 +17,8 @@ from swsl.deploy import native
 from swsl.deploy import runner as runner_module
 from swsl.deploy.eager import EagerRunner
 from swsl.deploy.export import ModelError, export_model
-from swsl.deploy.golden import TOLERANCES, golden_input, output_error
 from swsl.deploy.runner import Prediction, Runner, build_info, decode_image
+from swsl.formats.golden import TOLERANCES, golden_input, output_error
 
 if not build_info()["compiled"]:
     if os.environ.get("SWSL_REQUIRE_RUNNER") == "1":

@@ -12,8 +12,8 @@ import pytest
 import torch
 from conftest import SMALL_ARGUMENTS, run, swsl_command
 
-from swsl.deploy.golden import TOLERANCES, relative_error
 from swsl.evaluation.class_folders import list_training_data
+from swsl.formats.golden import TOLERANCES, relative_error
 from swsl.training.distributed import Processes
 from swsl.training.recipe import TrainOptions
 from swsl.training.train import _Run

@@ -29,11 +29,11 @@ from conftest import (
 import swsl
 from swsl.deploy.eager import EagerRunner
 from swsl.deploy.export import read_metadata
-from swsl.deploy.golden import TOLERANCES, output_error
 from swsl.deploy.runner import build_info
 from swsl.evaluation.class_folders import DataError
 from swsl.evaluation.evaluate import evaluate
 from swsl.evaluation.labelled import read_labelled
+from swsl.formats.golden import TOLERANCES, output_error
 from swsl.system import progress
 from swsl.training.checkpoint import load_checkpoint
 from swsl.training.data import Augmentation

@@ -1,5 +1,5 @@
 // The check that every frozen module carries: what the exporter got for one input, and how far from that an
-// engine may be. An error is compared with the size of the sums that made the answer: swsl/deploy/golden.py
+// engine may be. An error is compared with the size of the sums that made the answer: swsl/formats/golden.py
 // says why.
 //
 // Functions throw nothing but std::bad_alloc, and may be called from any number of threads.
@@ -30,7 +30,7 @@ struct Golden {
   std::map<std::string, double> tolerances;  // by dtype ("float32", …): the error to accept
 };
 
-// The largest tolerances that a file may state: what swsl/deploy/golden.py writes.
+// The largest tolerances that a file may state: what swsl/formats/golden.py writes.
 SWSL_API const std::map<std::string, double>& largest_tolerances();
 
 // ‖actual - expected‖ / ‖expected‖, in double; infinite if either holds a value that is not finite, or sizes

@@ -15,9 +15,9 @@ from hostile_files import Case, cases
 from small_file import sound_file
 
 from swsl.deploy.export import ModelError, read_metadata, verify
-from swsl.deploy.golden import golden_input
-from swsl.deploy.network_table import run_table
 from swsl.deploy.runner import Runner, build_info
+from swsl.formats.golden import golden_input
+from swsl.formats.network_table import run_table
 
 READERS = [read_metadata, verify, *([Runner] if build_info()["compiled"] else [])]
 Reader = Callable[[Path], Any]

@@ -15,10 +15,10 @@ from torch.nn import functional
 from zip_records import Item, Items, pack
 
 import swsl
-from swsl.deploy.archive import Archive
 from swsl.deploy.export import export_model
-from swsl.deploy.golden import classifier_sizes, golden_input
-from swsl.deploy.metadata import open_frozen
+from swsl.formats.archive import Archive
+from swsl.formats.golden import classifier_sizes, golden_input
+from swsl.formats.metadata import open_frozen
 
 RAW = "@raw@"
 

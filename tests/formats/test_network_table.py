@@ -18,8 +18,8 @@ import swsl
 from swsl.deploy import export, network_table
 from swsl.deploy.export import ModelError, export_model, read_metadata, verify
 from swsl.deploy.frozen import FrozenRunner
-from swsl.deploy.golden import TOLERANCES, output_error
-from swsl.deploy.network_table import is_known, run_table
+from swsl.formats.golden import TOLERANCES, output_error
+from swsl.formats.network_table import is_known, run_table
 
 SPEC = swsl.PreprocessSpec((64, 48), 0.9, "bicubic")
 
@@ -264,7 +264,7 @@ def test_no_import_needs_torchscript(tmp_path: Path) -> None:
         "del torch.jit\n"
         "import swsl, swsl.deploy.runner, swsl.cli.main\n"
         "from swsl.deploy.export import read_metadata\n"
-        "from swsl.deploy.network_table import run_table\n"
+        "from swsl.formats.network_table import run_table\n"
         "swsl.EagerRunner, swsl.create_model('swsl_resnext50_32x4d', pretrained=False)\n"
         "logits, _ = run_table(sys.argv[1], torch.zeros(1, 3, 64, 48))\n"
         "print(json.dumps([read_metadata(sys.argv[1])['labels'], list(logits.shape)]))\n"

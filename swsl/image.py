@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterable
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, BinaryIO, Union
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Union
 
 import torch
 from torch import Tensor
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
 ImageSource = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, "Image", Tensor, Any]
 """A path or URL, the bytes of an image file, a Pillow image, or a uint8 tensor or array H×W×3 (RGB)."""
+
+
+class Fetched(NamedTuple):
+    """What was behind a URL: an image too, whose errors name the URL."""
+
+    data: bytes
+    name: str
 
 
 class ImageError(ValueError):
@@ -73,6 +80,9 @@ def load_image(
     if isinstance(source, Image.Image):
         name = name or "the Pillow image"
         opened: Any = source
+    elif isinstance(source, Fetched):
+        name = name or source.name
+        opened = io.BytesIO(source.data)
     elif isinstance(source, (bytes, bytearray, memoryview)):
         name = name or "image bytes"
         opened = io.BytesIO(source)

@@ -11,27 +11,32 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
 
-from ..image import ImageSource
+import torch
+
+from ..image import ImageSource, is_pillow, is_url
 from ..prediction import Result
+from .checks import shown
 
 
 class DynamicBatcher:
     """Images in, futures out. Images that come within a moment of each other share a forward pass.
 
     Args:
-        runner: a `swsl.Runner` or `swsl.EagerRunner`. URLs are fetched one after the other: to fetch several at a time, submit
-            their bytes.
+        runner: a `swsl.Runner` or `swsl.EagerRunner`.
         max_batch: images in one forward pass; 0: the runner's ``batch_size``.
         max_wait: seconds without a new image after which those that are there are computed, so that in a trickle of images the
             first may wait ``max_batch`` times as long.
         max_queue: images that wait for their turn at most, beside those under way; `submit` waits while there are so many.
-        options: of the runner's `stream`: what to compute of each image.
+        options: of the runner's `stream`: what to compute of each image, and ``workers``. As many threads more fetch URLs and
+            decode Pillow images, each of which only its own future waits for.
 
     Raises:
+        TypeError: no runner, or an option that there is not.
         ValueError: an option out of bounds.
     """
 
@@ -44,6 +49,10 @@ class DynamicBatcher:
         max_queue: int = 256,
         **options: Any,
     ) -> None:
+        if not hasattr(runner, "stream"):
+            raise TypeError(
+                f"runner: expected a runner, got {shown(runner)}; make one first: swsl.Runner(FILE) or swsl.EagerRunner(model)"
+            )
         if max_queue < 1:
             raise ValueError(f"max_queue: expected 1 or more, got {max_queue}")
         if max_wait is None:
@@ -51,9 +60,13 @@ class DynamicBatcher:
                 "max_wait: expected seconds, for without them the last images would wait for ever, got None"
             )
         self._process = os.getpid()
-        self._waiting: SimpleQueue[tuple[ImageSource, Future[Result]] | None] = SimpleQueue()
+        self._runner = runner
+        self._preparing = 0  # requests whose images are with the pool
+        self._pool = ThreadPoolExecutor(options.get("workers") or torch.get_num_threads(), "swsl submitted")
+        # Images as they were submitted, and as the runner gets them.
+        self._waiting: SimpleQueue[tuple[ImageSource, ImageSource, Future[Result]] | None] = SimpleQueue()
         self._room = threading.BoundedSemaphore(max_queue)
-        self._under_way: deque[Future[Result]] = deque()
+        self._under_way: deque[tuple[ImageSource, Future[Result]]] = deque()
         self._lock = threading.Lock()
         self._over: BaseException | None = None  # why no more may be submitted
         self._failed: BaseException | None = None  # and why what was submitted is not computed
@@ -80,7 +93,11 @@ class DynamicBatcher:
             if self._over:
                 self._room.release()
                 raise RuntimeError(f"submit: {self._over}") from self._over
-            self._waiting.put((image, future))
+            if _takes_time(image):
+                self._preparing += 1
+                self._pool.submit(self._prepare, image, future)
+            else:
+                self._waiting.put((image, image, future))
         return future
 
     def close(self) -> None:
@@ -90,7 +107,9 @@ class DynamicBatcher:
         with self._lock:
             if not self._over:
                 self._over = RuntimeError("the batcher is closed")
-                self._waiting.put(None)
+                if not self._preparing:
+                    self._waiting.put(None)
+                self._pool.shutdown(wait=False)
         if threading.current_thread() is not self._thread:  # which calls what is to be done with a future
             self._thread.join()
 
@@ -105,39 +124,65 @@ class DynamicBatcher:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _prepare(self, image: ImageSource, future: Future[Result]) -> None:
+        """On a thread of the pool."""
+        error: BaseException | None = None
+        prepared = image
+        try:
+            if not future.cancelled():
+                prepared = self._runner._prepared(image)
+        except Exception as raised:  # what a source's own methods may raise has no bounds
+            error = raised
+        with self._lock:
+            error = self._failed or error
+            if not error:
+                self._waiting.put((image, prepared, future))
+            self._preparing -= 1
+            if self._over and not self._failed and not self._preparing:
+                self._waiting.put(None)
+        if error:
+            self._room.release()
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+
     def _sources(self) -> Iterator[ImageSource]:
         while request := self._waiting.get():
-            image, future = request
+            source, prepared, future = request
             self._room.release()
             if not future.set_running_or_notify_cancel():
                 continue
             with self._lock:
                 failed = self._failed
                 if not failed:
-                    self._under_way.append(future)
+                    self._under_way.append((source, future))
             if failed:
                 future.set_exception(failed)
             else:
-                yield image
+                yield prepared
 
     def _answer(self, results: Iterator[Result]) -> None:
         try:
             for result in results:
-                future = self._under_way.popleft()
+                source, future = self._under_way.popleft()
                 if result.error:
                     future.set_exception(result.error)
                 else:
-                    future.set_result(result)
+                    future.set_result(result if result.source is source else replace(result, source=source))
         except BaseException as error:  # whatever it is, it is the requests'
             with self._lock:
                 self._failed = self._over = error
                 under_way, self._under_way = self._under_way, deque()
                 for _ in range(2):  # who takes the sources may be waiting for one
                     self._waiting.put(None)
-            for future in under_way:
+            for _, future in under_way:
                 future.set_exception(error)
             for _ in self._sources():
                 pass
+
+
+def _takes_time(image: ImageSource) -> bool:
+    """Whether the threads that decode bytes and files cannot have it as it is."""
+    return is_pillow(image) or (isinstance(image, str) and is_url(image))
 
 
 __all__ = ["DynamicBatcher"]

@@ -18,8 +18,9 @@ from ..labels import LABELS
 from ..prediction import Output, Result, top_predictions
 from ..preprocess import PreprocessSpec, preprocess, preprocess_batch
 from ..resnext import ResNeXt
+from .checks import check_at_least, check_types, known_options, shown
 from .feeding import chunks
-from .protocol import AnyRunner, EngineInfo, check_at_least, check_types
+from .protocol import AnyRunner, EngineInfo
 
 
 def pick_device(device: str) -> torch.device:
@@ -42,13 +43,30 @@ def pick_device(device: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def _check_model(model: object) -> None:
+    if isinstance(getattr(model, "_orig_mod", model), ResNeXt):  # which torch.compile wraps
+        return
+    advice = ""
+    if isinstance(model, (str, os.PathLike)):
+        advice = (
+            "; a frozen module runs in swsl.Runner or swsl.deploy.frozen.FrozenRunner, and weights are loaded by "
+            "swsl.create_model(NAME, weights=FILE)"
+        )
+    elif isinstance(model, torch.nn.Module):
+        advice = (
+            "; load its weights into one: swsl.create_model(NAME, pretrained=False), then "
+            "load_state_dict(model.state_dict()), which takes timm's and torchvision's"
+        )
+    raise TypeError(f"model: expected a swsl.ResNeXt, as swsl.create_model makes, got {shown(model)}{advice}")
+
+
 class EagerRunner(AnyRunner):
     """A `ResNeXt` in eager PyTorch, ready to classify: what the compiled `Runner` does, with no compiler.
 
     PyTorch hangs in a process forked off one that has used it: start processes by "spawn", or use the compiled runner.
 
     Args:
-        model: put into evaluation mode and moved to ``device``.
+        model: put into evaluation mode and moved to ``device``; what ``torch.compile`` makes of one is fine too.
         spec: the preprocessing; the variant's own by default.
         labels: class names; ImageNet's where the model has 1,000 classes, else the class numbers.
         device: "cpu", "cuda", "cuda:1" or "auto" (a GPU if there is one).
@@ -57,9 +75,11 @@ class EagerRunner(AnyRunner):
         max_pixels: of an image at most (see `swsl.load_image`).
 
     Raises:
+        TypeError: another model than a `ResNeXt`, a file's name in its place for one; or an option of another type.
         ValueError: labels that are not one a class, an option out of bounds, or a device that is not there.
     """
 
+    @known_options
     def __init__(
         self,
         model: ResNeXt,
@@ -71,6 +91,7 @@ class EagerRunner(AnyRunner):
         exif_orientation: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
+        _check_model(model)
         self._take_options(device, batch_size, exif_orientation, max_pixels)
         variant = getattr(model, "variant", None)
         self.spec = spec or (variant.preprocess if variant else PreprocessSpec())

@@ -14,6 +14,7 @@ from ..formats.metadata import read_metadata
 from ..image import MAX_PIXELS
 from ..prediction import Output
 from ..preprocess import PreprocessSpec
+from .checks import check_frozen_path, known_options
 from .eager import EagerRunner
 from .export import load_torchscript, made_anew
 
@@ -31,6 +32,7 @@ class FrozenRunner(EagerRunner):
         ValueError: an option out of bounds, or a device that is not there.
     """
 
+    @known_options
     def __init__(
         self,
         model: str | os.PathLike[str],
@@ -41,6 +43,7 @@ class FrozenRunner(EagerRunner):
         exif_orientation: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
+        check_frozen_path(model)
         self._path = os.path.abspath(model)
         self._options: dict[str, Any] = {
             "device": device,

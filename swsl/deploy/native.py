@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import __path__ as package_path
-from ..image import ImageError, ImageSource, fetch, is_pillow, is_url, load_image
+from ..image import Fetched, ImageError, ImageSource, fetch, is_pillow, is_url, load_image
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -169,7 +169,7 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 def prepare(image: ImageSource, exif_orientation: bool, max_pixels: int) -> Any:
     """What the extension takes: a path, bytes, or pixels H×W×3. It decodes the first two, and asks `decode_other` where it cannot.
 
-    Bytes from a URL come with their name.
+    Bytes from a URL come with their name. What this has made is left as it is.
 
     Raises:
         ImageError: the network has no such image, or a Pillow image no pixels.
@@ -178,11 +178,11 @@ def prepare(image: ImageSource, exif_orientation: bool, max_pixels: int) -> Any:
     if isinstance(image, Tensor) or (hasattr(image, "__array_interface__") and not is_pillow(image)):
         _check_pixels(image)
         return image.cpu() if isinstance(image, Tensor) else image
-    if isinstance(image, (bytes, bytearray, memoryview)):
+    if isinstance(image, (bytes, bytearray, memoryview, Fetched)):
         return image
     if isinstance(image, (str, os.PathLike)):
         name = os.fsdecode(image)
-        return (fetch(name), name) if is_url(name) else name
+        return Fetched(fetch(name), name) if is_url(name) else name
     return _pixels(load_image(image, exif_orientation=exif_orientation, max_pixels=max_pixels))
 
 

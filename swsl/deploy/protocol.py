@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsFloat, Suppo
 import torch
 from torch import Tensor
 
-from ..image import ImageSource, several
+from ..image import Fetched, ImageSource, fetch, is_url, several
 from ..prediction import Output, Prediction, Result
 from ..preprocess import PreprocessSpec
 from .batching import DynamicBatcher
+from .checks import check_at_least, check_types, known_options
 from .feeding import MAX_WAIT, is_live
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class AnyRunner(ABC):
     def _decoding(self) -> dict[str, Any]:
         return {"exif_orientation": self.exif_orientation, "max_pixels": self.max_pixels}
 
+    @known_options
     def run(
         self,
         images: Iterable[ImageSource],
@@ -107,6 +109,7 @@ class AnyRunner(ABC):
         """
         return list(self._answers(images, outputs, top_k, errors))
 
+    @known_options
     def classify(
         self, images: Iterable[ImageSource], top_k: int = 5, *, errors: Literal["raise", "return"] = "raise"
     ) -> list[list[Prediction]]:
@@ -136,6 +139,7 @@ class AnyRunner(ABC):
                 raise result.error
             yield result
 
+    @known_options
     def stream(
         self,
         sources: Iterable[ImageSource],
@@ -199,6 +203,10 @@ class AnyRunner(ABC):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_batcher": None}
 
+    def _prepared(self, image: ImageSource) -> ImageSource:
+        """The same image, after what would hold up those behind it in a stream."""
+        return Fetched(fetch(image), image) if isinstance(image, str) and is_url(image) else image
+
     @abstractmethod
     def _stream(
         self,
@@ -239,16 +247,3 @@ def _output_names(outputs: Output | Sequence[Output]) -> list[Output]:
     if not names or not all(name in get_args(Output) for name in names):
         raise ValueError(f"outputs: expected one or more of {', '.join(get_args(Output))}, got {outputs!r}")
     return names
-
-
-def check_at_least(least: int, **arguments: int) -> None:
-    for name, value in arguments.items():
-        if value < least:
-            raise ValueError(f"{name}: expected {least} or more, got {value}")
-
-
-def check_types(expected: str, kind: Any, **arguments: object) -> None:
-    """In pybind11's own words this would be a page of signatures."""
-    for name, value in arguments.items():
-        if not isinstance(value, kind):
-            raise TypeError(f"{name}: expected {expected}, got {type(value).__name__} {repr(value)[:80]}")

@@ -20,10 +20,11 @@ from torch import Tensor
 from ..image import MAX_PIXELS, ImageError, ImageSource, UnsupportedFormat, several
 from ..prediction import Output, Prediction, Result
 from ..preprocess import PreprocessSpec
+from .checks import check_frozen_path, check_types, known_options
 from .export import ModelError, made_anew
 from .feeding import End, Feeder
 from .native import COMPILED, as_tensor, build_info, decode_other, extension, joined, libtorch, plain, prepare
-from .protocol import AnyRunner, EngineInfo, check_types
+from .protocol import AnyRunner, EngineInfo
 
 cmake_prefix_path = str(COMPILED / "share" / "cmake")
 """For C++ programs that use the library in this package: ``cmake -DCMAKE_PREFIX_PATH=$(python -c "import
@@ -103,6 +104,7 @@ class Runner(AnyRunner):
             says what is missing.
     """
 
+    @known_options
     def __init__(
         self,
         model: str | os.PathLike[str],
@@ -117,8 +119,7 @@ class Runner(AnyRunner):
         nvjpeg: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        self._module = extension()
-        check_types("a path", (str, os.PathLike), model=model)
+        check_frozen_path(model)
         check_types("a string", str, device=device, dtype=dtype)
         check_types(
             "a whole number",
@@ -131,6 +132,7 @@ class Runner(AnyRunner):
         check_types(
             "True or False", bool, exif_orientation=exif_orientation, dct_scaling=dct_scaling, nvjpeg=nvjpeg
         )
+        self._module = extension()
         self._options: dict[str, Any] = {
             "device": device,
             "dtype": dtype,
@@ -246,6 +248,9 @@ class Runner(AnyRunner):
         finally:
             feeder.close()
             stream.close()
+
+    def _prepared(self, image: ImageSource) -> ImageSource:
+        return prepare(image, **self._decoding)
 
     def logits(self, images: Iterable[ImageSource]) -> Tensor:
         return self._rows(images, self._opened().logits)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import MakeRunner, seed_model
+from conftest import MakeRunner, Server, seed_model
+from PIL import Image
 
 import swsl
 from swsl import EagerRunner, ImageError
@@ -196,3 +199,100 @@ def test_a_forked_process_is_told_to_make_its_own() -> None:
         os._exit(2)
     assert os.waitpid(child, 0)[1] == 0
     batcher.close()
+
+
+def test_images_that_take_time_are_prepared_side_by_side(
+    make_runner: MakeRunner, photo: Path, server: Server
+) -> None:
+    """None of the URLs is answered before all that may are asked for, and meanwhile what is there is computed."""
+    count = 3
+    together = threading.Barrier(count)
+    server.before_sending = lambda: together.wait(60)
+    urls = [f"{server.url}/{number}.jpg" for number in range(2 * count)]
+    server.files = {f"/{number}.jpg": photo.read_bytes() for number in range(2 * count)}
+    runner = make_runner(16)
+    with DynamicBatcher(runner, workers=count) as batcher:
+        futures = [batcher.submit(url) for url in urls]
+        missing = batcher.submit(f"{server.url}/missing.jpg")
+        opened = Image.open(photo)
+        pillow = batcher.submit(opened)
+        assert batcher.submit(photo).result(60).predictions
+    # Closing has waited for all of them.
+    expected = runner.classify([photo])[0][0].index
+    results = [future.result(0) for future in futures]
+    assert [result.source for result in results] == urls
+    assert pillow.result(0).source is opened
+    assert {result.predictions[0].index for result in [*results, pillow.result(0)]} == {expected}
+    with pytest.raises(ImageError, match=r"missing\.jpg: cannot be fetched"):
+        missing.result(0)
+
+
+def test_how_many_are_prepared_is_bounded_and_a_cancelled_one_is_not(
+    make_runner: MakeRunner, photo: Path, server: Server
+) -> None:
+    may_go_on = threading.Event()
+    server.before_sending = lambda: may_go_on.wait(60)
+    server.files = {f"/{number}.jpg": photo.read_bytes() for number in range(4)}
+    with DynamicBatcher(make_runner(16), workers=1, max_queue=3) as batcher:
+        futures = [batcher.submit(f"{server.url}/{number}.jpg") for number in range(3)]
+        assert futures[1].cancel()
+        client = threading.Thread(
+            target=lambda: futures.append(batcher.submit(f"{server.url}/3.jpg")), daemon=True
+        )
+        client.start()
+        client.join(0.3)
+        assert client.is_alive()  # the queue is full of what is being prepared
+        may_go_on.set()
+        client.join(60)
+    assert [future.cancelled() for future in futures] == [False, True, False, False]
+    assert server.requests == ["/0.jpg", "/2.jpg", "/3.jpg"]
+
+
+def test_a_url_whose_future_closes_its_runner(make_runner: MakeRunner, server: Server) -> None:
+    runner, closed = make_runner(16), threading.Event()
+    future = runner.submit(f"{server.url}/missing.jpg")
+    future.add_done_callback(lambda _: (runner.close(), closed.set()))
+    assert closed.wait(60)
+
+
+def test_a_runner_that_fails_fails_what_is_being_prepared(photo: Path) -> None:
+    may_go_on = threading.Event()
+
+    class Slow(Recorder):
+        def _prepared(self, image: Any) -> Any:
+            assert may_go_on.wait(60)
+            return image
+
+    runner = Slow()
+    runner.may_go_on.set()
+    with DynamicBatcher(runner, workers=1) as batcher:
+        waiting = [batcher.submit(Image.open(photo)) for _ in range(2)]
+        with pytest.raises(RuntimeError, match="no more memory"):
+            batcher.submit("fail").result(60)
+        may_go_on.set()
+        for future in waiting:
+            with pytest.raises(RuntimeError, match="no more memory"):
+                future.result(60)
+
+
+def test_submitting_keeps_a_runner_until_it_is_closed(make_runner: MakeRunner, photo: Path) -> None:
+    runner = make_runner(4)
+    runner.submit(photo).result(60)
+    kept = weakref.ref(runner)
+    del runner
+    gc.collect()
+    assert kept().submit(photo).result(60).predictions
+    kept().close()
+    gc.collect()
+    assert kept() is None
+
+
+@pytest.mark.parametrize("wrong", ["model.pt", swsl.ResNeXt, None])
+def test_what_is_no_runner_is_refused_at_once(wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"^runner: expected a runner, got .*swsl\.Runner\(FILE\) or swsl\.Eager"):
+        DynamicBatcher(wrong)
+
+
+def test_an_option_that_there_is_not(make_runner: MakeRunner) -> None:
+    with pytest.raises(TypeError, match=r"^topk: stream has no such option; did you mean top_k\?"):
+        DynamicBatcher(make_runner(4), topk=3)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from conftest import seed_model
 from PIL import Image
@@ -225,6 +226,32 @@ def test_faulty_options_are_named(runner: AnyRunner, make: Make) -> None:
     for options in ({"batch_size": 2.5}, {"device": torch.device("cpu")}, {"exif_orientation": 1}):
         with pytest.raises(TypeError, match=f"^{next(iter(options))}: expected a?.*, got "):
             make(**options)
+
+
+def test_options_that_there_are_not_are_named(runner: AnyRunner, make: Make, photo: Path) -> None:
+    with pytest.raises(TypeError, match=rf"^batchsize: {type(runner).__name__} has no such option; did you mean batch_size\?"):
+        make(batchsize=3)
+    with pytest.raises(TypeError, match="^colour: .* has no such option; expected one of .*exif_orientation"):
+        make(colour="grey")
+    for call in (runner.run, runner.classify, runner.stream):
+        with pytest.raises(TypeError, match=rf"^topk: {call.__name__} has no such option; did you mean top_k\?"):
+            call([photo], topk=3)
+
+
+def test_what_is_no_model_is_refused_at_once(frozen: Path, model: swsl.ResNeXt) -> None:
+    for wrong, message in (
+        (timm.create_model("resnext50_32x4d"), r"got ResNet .*load_state_dict\(model\.state_dict\(\)\), which takes timm's"),
+        (str(frozen), r"got str .*runs in swsl\.Runner or swsl\.deploy\.frozen\.FrozenRunner, and weights"),
+        (frozen, "got PosixPath .*a frozen module runs in"),
+        (swsl.create_model, "got function "),
+    ):
+        with pytest.raises(TypeError, match=rf"^model: expected a swsl\.ResNeXt, .*{message}"):
+            EagerRunner(wrong)
+    assert EagerRunner(torch.compile(model), spec=SPEC).info.name == "eager"
+    for kind in (Runner, FrozenRunner):
+        for wrong in (model, b"model.pt", 3):
+            with pytest.raises(TypeError, match=r"^model: expected the path of a file that .* swsl\.EagerRunner\(model\) runs"):
+                kind(wrong)
 
 
 def test_closing(make: Make, photo: Path) -> None:

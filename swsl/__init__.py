@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .deploy.batching import DynamicBatcher
     from .deploy.eager import EagerRunner
     from .deploy.export import export_model
+    from .deploy.native import build_info
     from .deploy.runner import Runner, cmake_prefix_path
     from .formats.metadata import ModelError
     from .labels import LABELS
@@ -38,6 +39,7 @@ _LAZY = {
     "DynamicBatcher": "deploy.batching",
     "EagerRunner": "deploy.eager",
     "ModelError": "formats.metadata",
+    "build_info": "deploy.native",
     "export_model": "deploy.export",
     "Runner": "deploy.runner",
     "cmake_prefix_path": "deploy.runner",
@@ -68,6 +70,7 @@ __all__ = [
     "Variant",
     "WeightsError",
     "__version__",
+    "build_info",
     "cmake_prefix_path",
     "create_model",
     "export_model",

@@ -71,11 +71,19 @@ def check_record(path: Path, text: str | bytes | None, record: Record) -> None:
         raise ResumeError(
             f"{path}: does not say what made it (an older version?); start anew without --resume"
         )
-    names = dict.fromkeys([*record, *found])
+    if found.keys() != record.keys():
+        only = [
+            ", ".join(sorted(a.keys() - b.keys())) or "nothing else"
+            for a, b in ((found, record), (record, found))
+        ]
+        raise ResumeError(
+            f"{path}: was made by another version of swsl: its record has {only[0]} where this one has {only[1]}; start anew "
+            "without --resume"
+        )
     differences = [
-        f"{name} {_shown(found.get(name))} and not {_shown(record.get(name))}"
-        for name in names
-        if found.get(name) != record.get(name)
+        f"{name} {_shown(found[name])} and not {_shown(value)}"
+        for name, value in record.items()
+        if found[name] != value
     ]
     if differences:
         raise ResumeError(f"{path}: was made with {', '.join(differences)}; {advice}")

@@ -65,7 +65,9 @@ def why_no_images(folder: str | os.PathLike[str]) -> str:
     """
     with os.scandir(folder) as entries:
         empty = next(entries, None) is None
-    return f"{folder}: is empty" if empty else f"{folder}: holds no image of a format that is read"
+    return (
+        f"{folder}: this folder is empty" if empty else f"{folder}: holds no image of a format that is read"
+    )
 
 
 def find_images(arguments: Iterable[str], *, report: bool = True) -> Iterator[str]:

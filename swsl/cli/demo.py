@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .arguments import add_model
 from .engines import open_runner
+from .wording import as_typed
 
 if TYPE_CHECKING:
     from ..deploy.protocol import AnyRunner
@@ -23,17 +24,20 @@ def add_command(commands: Any) -> None:
     )
     add_model(command)
     command.add_argument(
-        "-o", "--output", default="swsl-demo.png", metavar="FILE", help="default swsl-demo.png"
+        "-o",
+        "--output",
+        default="swsl-demo.png",
+        metavar="FILE",
+        help="a .png or .jpg (default swsl-demo.png)",
     )
-    command.set_defaults(run=_demo, writes=("output",))
+    command.set_defaults(run=_demo, pictures=("output",))
 
 
 def _demo(arguments: argparse.Namespace) -> int:
     from ..deploy.runner import Runner, build_info, decode_image
-    from ..evaluation.picture import draw_prediction
+    from ..evaluation.picture import draw_prediction, save_picture
     from ..image import load_image
     from ..prediction import top_predictions
-    from ..system.files import replacing
     from ..system.progress import working
     from ..weights import WeightsError
 
@@ -48,7 +52,7 @@ def _demo(arguments: argparse.Namespace) -> int:
             raise
         licence = "weights from a fixed seed"
         note = f"{licence}: these predictions mean nothing"
-        print(f"The published weights are not here, so these are {note}.\n({error})\n")
+        print(f"The published weights are not here, so these are {note}.\n({as_typed(error, arguments)})\n")
         runner = _seeded_runner(arguments.model)
 
     def timed(work: Callable[[], Any]) -> tuple[Any, float]:
@@ -72,8 +76,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     for prediction in predictions:
         print(f"  {prediction.probability:8.2%}  {prediction.label}")
     print(f"decode {decode_ms:.1f} ms, preprocess {preprocess_ms:.1f} ms, forward {forward_ms:.1f} ms")
-    with replacing(arguments.output) as temporary:
-        draw_prediction(photo, runner.spec, predictions, note).save(temporary, format="PNG")
+    save_picture(arguments.output, draw_prediction(photo, runner.spec, predictions, note))
     print(f"picture: {arguments.output}")
     return 0
 

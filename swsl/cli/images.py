@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast, get_args
 
 from .arguments import add_cores, add_device, add_model, add_threads, positive
 from .engines import open_runner
+from .wording import as_typed
 
 if TYPE_CHECKING:
     from ..bulk.outputs import BulkOutput
@@ -238,6 +239,7 @@ def _print(target: Path | None, style: str, arguments: argparse.Namespace) -> in
 def _write(target: Path, arguments: argparse.Namespace, **options: Any) -> int:
     """Rows to a file, which no other process writes to meanwhile."""
     from ..bulk.run_record import locked, run_record
+    from ..system.progress import say
 
     output: BulkOutput | None = None
     try:
@@ -245,7 +247,12 @@ def _write(target: Path, arguments: argparse.Namespace, **options: Any) -> int:
             runner = _open_and_say(arguments)
             record = run_record(runner, **options)
             with _bulk_output(target, runner, record, arguments, options["outputs"]) as output:
-                return _fill(output, runner, arguments, **options)
+                failed = _fill(output, runner, arguments, **options)
+                nothing_to_do = output.complete
+            rows = f"{output.rows:,} row{'s are' if output.rows != 1 else ' is'} in {target}"
+            errors = f", {failed:,} of them with an error" if failed else ""
+            say(f"swsl: {target} is complete" if nothing_to_do else f"swsl: {rows}{errors}")
+            return 1 if failed else 0
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(_kept(target, output)) from error
 
@@ -263,7 +270,7 @@ def _kept(target: Path, output: BulkOutput | None) -> str:
 
 
 def _fill(bulk: BulkOutput, runner: AnyRunner, arguments: argparse.Namespace, **options: Any) -> int:
-    """Everything into the output, a batch of rows at a time."""
+    """Everything into the output, a batch of rows at a time. Returns how many images could not be used."""
     from ..bulk.sources import find_images
     from ..system.interrupts import held_back
 
@@ -290,9 +297,7 @@ def _fill(bulk: BulkOutput, runner: AnyRunner, arguments: argparse.Namespace, **
         finally:  # interrupted or not, what is computed is kept
             if waiting:
                 keep()
-    if bulk.complete:
-        print(f"swsl: {bulk.target} is complete", file=sys.stderr)
-    return 1 if failed else 0
+    return failed
 
 
 def _reported(
@@ -314,6 +319,6 @@ def _reported(
                 if result.source in arguments.images and os.path.isdir(result.source):
                     with contextlib.suppress(OSError):  # which is its error already
                         result = replace(result, error=ImageError(why_no_images(result.source)))
-                say(f"swsl: error: {written_error(result.error)}")
+                say(f"swsl: error: {as_typed(written_error(result.error), arguments)}")
             progress.advance(errors=result.error is not None)
             yield result

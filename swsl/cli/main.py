@@ -22,11 +22,13 @@ from ..version import __version__
 from . import demo, images, training
 from .arguments import positive
 from .completion import SHELLS, PrintCompletion
+from .wording import as_typed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns 0, or 1 if anything failed, or as shells do 128 and the number of the signal that stopped
-    it: Ctrl-C or SIGTERM. Wrong usage exits with 2, as argparse does.
+    """Run the command line. Returns 0, or 1 if anything failed (an image that cannot be read among them, but for those that
+    --max-corrupt allows), or as shells do 128 and the number of the signal that stopped it: Ctrl-C or SIGTERM. Wrong usage exits
+    with 2, as argparse does.
 
     A command that keeps something when it is stopped raises KeyboardInterrupt with the words for it and for how to go on.
     """
@@ -35,17 +37,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a file's name may be no text in any encoding
     parser = build_parser()
     arguments = parser.parse_args(argv)
-    warnings.showwarning = lambda message, *_: say(f"swsl: warning: {message}") if is_first() else None
+    warnings.showwarning = lambda message, *_: (
+        say(f"swsl: warning: {as_typed(message, arguments)}") if is_first() else None
+    )
     with _stoppable() as signals:
         try:
             return _run(arguments)
         except argparse.ArgumentError as error:  # arguments that are wrong together
-            parser.error(str(error))
+            command: argparse.ArgumentParser = arguments.parser
+            command.error(as_typed(error, arguments))
         except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
             _leave_stdout()
             return 141
         except (KeyboardInterrupt, RuntimeError, ValueError, OSError, ImportError) as error:
-            what = " ".join(str(error).split())
+            what = as_typed(error, arguments)
             try:
                 sys.stdout.flush()
             except OSError:
@@ -64,8 +69,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     """The command, after a look at the outputs: an hour's work is not to end in a name that cannot be written."""
-    paths = [getattr(arguments, name) for name in arguments.writes]
+    from ..evaluation.picture import picture_format
+
+    paths = [getattr(arguments, name) for name in arguments.writes + arguments.pictures]
     targets = [resolve_target(path) for path in paths if path not in (None, "-")]
+    for name in arguments.pictures:
+        try:
+            picture_format(getattr(arguments, name) or "none.png")
+        except ValueError as error:
+            raise argparse.ArgumentError(None, f"{name}: {error}") from error
     if any(map(is_stdout, targets)):  # which then is the output's alone
         with contextlib.redirect_stdout(sys.stderr):
             return arguments.run(arguments)
@@ -125,14 +137,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="swsl",
         description="SWSL ResNeXt ImageNet models. The published weights are CC-BY-NC 4.0: non-commercial use only.",
+        epilog="Exit status: 0; 1 if anything failed, an image that cannot be read among them (finetune and probe leave out as many "
+        "as --max-corrupt allows); 2 for wrong usage; 128 and the signal's number if stopped.",
     )
     parser.add_argument("--version", action="version", version=f"swsl {__version__}")
     parser.add_argument(
         "--print-completion", action=PrintCompletion, choices=SHELLS,
         help="print a script with which this shell completes swsl's commands, options and files; needs shtab",
     )  # fmt: skip
-    # `writes` are the arguments that name a file to write.
-    parser.set_defaults(writes=(), interrupted="nothing was kept; run it again")
+    # `writes` are the arguments that name a file to write, `pictures` those that name a picture.
+    parser.set_defaults(writes=(), pictures=(), interrupted="nothing was kept; run it again")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     command = commands.add_parser("list", help="the four variants and every published fact about them")
@@ -163,12 +177,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--batch-size", type=positive, default=1, metavar="N", help="default 1")
     command.add_argument("--threads", type=positive, default=0, metavar="N", help="default: as torch")
-    command.add_argument("-o", "--output", metavar="FILE", help="also draw a roofline picture (PNG)")
-    command.set_defaults(run=_profile, writes=("output",))
+    command.add_argument(
+        "-o", "--output", metavar="FILE", help="also draw a roofline picture, a .png or .jpg"
+    )
+    command.set_defaults(run=_profile, pictures=("output",))
 
     images.add_commands(commands)
     demo.add_command(commands)
     training.add_commands(commands)
+    for command in commands.choices.values():
+        command.set_defaults(parser=command)
     return parser
 
 
@@ -249,9 +267,9 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _profile(arguments: argparse.Namespace) -> int:
+    from ..evaluation.picture import save_picture
     from ..evaluation.profile import profile, table
     from ..evaluation.roofline import draw_roofline
-    from ..system.files import replacing
     from ..system.progress import working
 
     with working(f"profiling {arguments.module}"):
@@ -261,6 +279,5 @@ def _profile(arguments: argparse.Namespace) -> int:
     print(found.note)
     print(table(found))
     if arguments.output:
-        with replacing(arguments.output) as temporary:
-            draw_roofline(found).save(temporary, format="PNG")
+        save_picture(arguments.output, draw_roofline(found))
     return 0

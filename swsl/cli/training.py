@@ -12,6 +12,7 @@ from .arguments import add_cores, add_device, add_model, positive, refuse_two_mo
 
 if TYPE_CHECKING:
     from ..deploy.protocol import AnyRunner
+    from ..training.recipe import Architecture
 
 
 def add_commands(commands: Any) -> None:
@@ -38,7 +39,10 @@ def _add_finetune(commands: Any) -> None:
         metavar="DIR",
         help="for the run's files (default run)",
     )
-    command.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
+    command.add_argument(
+        "--resume", action="store_true",
+        help="go on with the run in the output folder, by its own options where none are given here",
+    )  # fmt: skip
 
     group = command.add_argument_group("model")
     add_model(group, runner=False)
@@ -57,18 +61,29 @@ def _add_finetune(commands: Any) -> None:
 
     group = command.add_argument_group("recipe")
     group.add_argument(
-        "--recipe", choices=("small", "swsl"), default="small",
+        "--recipe", choices=("small", "swsl"),
         help="small: for small data sets (default); swsl: as the published weights were trained, the learning rate "
         "scaled with the batch",
     )  # fmt: skip
     group.add_argument("--epochs", type=positive, metavar="N", help="default: the recipe's, 10 or 30")
-    group.add_argument("--lr", type=float, metavar="X", help="default: the recipe's, scaled with the batch")
+    group.add_argument(
+        "--lr",
+        type=float,
+        metavar="X",
+        dest="learning_rate",
+        help="default: the recipe's, scaled with the batch",
+    )
     group.add_argument("--weight-decay", type=float, metavar="X", help="default 1e-4")
     group.add_argument("--label-smoothing", type=float, metavar="X", help="default 0.1 (small) or 0 (swsl)")
-    group.add_argument("--warmup-epochs", type=float, default=1.0, metavar="X", help="default 1")
-    group.add_argument("--no-norm-decay", action="store_true", help="no weight decay on BatchNorm and biases")
+    group.add_argument("--warmup-epochs", type=float, metavar="X", help="default 1")
     group.add_argument(
-        "--layer-decay", type=float, default=1.0, metavar="X",
+        "--no-norm-decay",
+        action="store_false",
+        dest="norm_decay",
+        help="no weight decay on BatchNorm and biases",
+    )
+    group.add_argument(
+        "--layer-decay", type=float, metavar="X",
         help="each stage's learning rate is X times that of the stage above (default 1)",
     )  # fmt: skip
     group.add_argument("--class-weights", action="store_true", help="weigh rare classes more")
@@ -76,77 +91,62 @@ def _add_finetune(commands: Any) -> None:
         "--ema", type=float, metavar="DECAY", help="validate and keep averaged weights, 0.999 say"
     )
     group.add_argument("--clip-norm", type=float, metavar="X", help="clip the gradient's norm")
-    group.add_argument("--seed", type=int, default=0, metavar="N")
+    group.add_argument("--seed", type=int, metavar="N", help="of everything random (default 0)")
 
     group = command.add_argument_group("augmentation")
     group.add_argument(
         "--crop-scale",
         type=float,
-        default=0.35,
         metavar="X",
         help="least share of the image in a crop (default 0.35)",
     )
-    group.add_argument("--no-flip", action="store_true", help="do not mirror images")
-    group.add_argument("--rand-augment", type=int, default=0, metavar="M", help="RandAugment's magnitude, 9 say (default 0: none)")  # fmt: skip
-    group.add_argument("--mixup", type=float, default=0.0, metavar="ALPHA", help="default 0: none")
-    group.add_argument("--cutmix", type=float, default=0.0, metavar="ALPHA", help="default 0: none")
+    group.add_argument("--no-flip", action="store_false", dest="flip", help="do not mirror images")
+    group.add_argument("--rand-augment", type=int, metavar="M", help="RandAugment's magnitude, 9 say (default 0: none)")  # fmt: skip
+    group.add_argument("--mixup", type=float, metavar="ALPHA", help="default 0: none")
+    group.add_argument("--cutmix", type=float, metavar="ALPHA", help="default 0: none")
 
     group = command.add_argument_group("computation")
+    group.add_argument("--batch-size", type=positive, metavar="N", help="of one process (default 32)")
+    group.add_argument("--accumulate", type=positive, metavar="N", help="batches to a step (default 1)")
     group.add_argument(
-        "--batch-size", type=positive, default=32, metavar="N", help="of one process (default 32)"
-    )
-    group.add_argument(
-        "--accumulate", type=positive, default=1, metavar="N", help="batches to a step (default 1)"
-    )
-    group.add_argument(
-        "--amp", choices=("auto", "off", "bf16", "fp16"), default="auto",
+        "--amp", choices=("auto", "off", "bf16", "fp16"),
         help="mixed precision (default auto: bf16 on a GPU, off on a CPU)",
     )  # fmt: skip
     group.add_argument("--compile", action="store_true", help="torch.compile")
     group.add_argument("--sync-bn", action="store_true", help="BatchNorm over all processes (GPUs)")
-    group.add_argument("--workers", type=int, default=2, metavar="N", help="that load images, of one process (default 2)")  # fmt: skip
-    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
+    group.add_argument("--workers", type=int, metavar="N", help="that load images, of one process (default 2)")  # fmt: skip
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default auto")
     group.add_argument(
-        "--checkpoint-steps", type=int, default=0, metavar="N",
+        "--checkpoint-steps", type=int, metavar="N",
         help="save for --resume every N steps too (default: after each epoch)",
     )  # fmt: skip
-    group.add_argument(
-        "--max-corrupt", type=float, default=0.05, metavar="SHARE",
-        help="stop when more of the images cannot be read (default 0.05)",
-    )  # fmt: skip
+    _add_max_corrupt(group)
+    for action in command._actions:
+        if action.dest not in (
+            "output",
+            "resume",
+        ):  # what is not given, TrainOptions or the resumed run decides
+            action.default = argparse.SUPPRESS
     command.set_defaults(run=_finetune, interrupted="")  # it says itself what is kept
 
 
 def _finetune(arguments: argparse.Namespace) -> int:
-    from ..training.data import Augmentation
-    from ..training.recipe import Architecture, TrainOptions
+    from ..training.resuming import given_options
     from ..training.train import finetune
 
-    given = vars(arguments)
-    same = (
-        "data output resume weights model scratch input_size freeze_backbone recipe epochs weight_decay label_smoothing "
-        "warmup_epochs layer_decay class_weights ema clip_norm seed mixup cutmix batch_size accumulate amp compile sync_bn "
-        "workers device checkpoint_steps max_corrupt"
-    )
-    finetune(
-        TrainOptions(
-            **{name: given[name] for name in same.split()},
-            architecture=arguments.architecture and Architecture(*arguments.architecture),
-            learning_rate=arguments.lr,
-            norm_decay=not arguments.no_norm_decay,
-            augmentation=Augmentation(arguments.crop_scale, not arguments.no_flip, arguments.rand_augment),
-        ),
-        report=lambda text: print(text, flush=True),
-    )
+    finetune(given_options(vars(arguments)), report=lambda text: print(text, flush=True))
     return 0
 
 
-def _architecture(text: str) -> tuple[tuple[int, ...], int, int]:
+def _architecture(text: str) -> Architecture:
+    from ..training.recipe import Architecture
+
     try:
-        layers, _, width = text.partition(":")
+        stages, _, width = text.partition(":")
         groups, _, per_group = width.partition("x")
-        return tuple(positive(number) for number in layers.split(",")), positive(groups), positive(per_group)
-    except argparse.ArgumentTypeError as error:
+        first, second, third, fourth = map(positive, stages.split(","))
+        return Architecture((first, second, third, fourth), positive(groups), positive(per_group))
+    except (argparse.ArgumentTypeError, ValueError) as error:
         raise argparse.ArgumentTypeError(
             f"expected something like 1,1,1,1:4x8, got {text!r} ({error})"
         ) from error
@@ -173,12 +173,14 @@ def _add_validate(commands: Any) -> None:
     command.add_argument("--crop-pct", type=float, metavar="X", help="instead of the model's own")
     command.add_argument("--per-class", action="store_true", help="print every class's accuracy too")
     command.add_argument("--json", metavar="FILE", help="write every figure there (- for stdout alone)")
-    command.add_argument("--reliability", metavar="FILE.png", help="draw confidence against accuracy")
+    command.add_argument(
+        "--reliability", metavar="FILE", help="draw confidence against accuracy, a .png or .jpg"
+    )
     command.add_argument(
         "--predictions", metavar="FILE.csv",
         help="write each image's path, true and predicted class, the latter's probability, and the truth's rank",
     )  # fmt: skip
-    command.set_defaults(run=_validate, writes=("json", "reliability", "predictions"))
+    command.set_defaults(run=_validate, writes=("json", "predictions"), pictures=("reliability",))
 
 
 def _validate(arguments: argparse.Namespace) -> int:
@@ -186,7 +188,8 @@ def _validate(arguments: argparse.Namespace) -> int:
     from ..evaluation.charts import draw_calibration
     from ..evaluation.evaluate import evaluate
     from ..evaluation.labelled import read_labelled
-    from ..system.files import open_output, replacing
+    from ..evaluation.picture import save_picture
+    from ..system.files import open_output
     from ..system.progress import working
 
     engine = _engine(arguments)
@@ -221,8 +224,7 @@ def _validate(arguments: argparse.Namespace) -> int:
         with open_output(arguments.predictions) as file:
             write_predictions(file, result.answers, result.labels)
     if arguments.reliability:
-        with replacing(arguments.reliability) as temporary:
-            draw_calibration(tally.calibration, tally.ece).save(temporary, format="PNG")
+        save_picture(arguments.reliability, draw_calibration(tally.calibration, tally.ece))
     if result.failed:
         print(f"swsl: {len(result.failed)} images could not be read and are in no figure", file=sys.stderr)
     return 1 if result.failed else 0
@@ -238,6 +240,7 @@ def _add_probe(commands: Any) -> None:
     _add_engine(command)
     command.add_argument("--neighbours", type=positive, default=20, metavar="K", help="default 20")
     command.add_argument("--json", metavar="FILE", help="write the figures there")
+    _add_max_corrupt(command)
     command.set_defaults(run=_probe, input_size=None, crop_pct=None, writes=("json",))
 
 
@@ -245,14 +248,24 @@ def _probe(arguments: argparse.Namespace) -> int:
     from ..evaluation.probe import probe
     from ..system.files import open_output
 
-    result = probe(_engine(arguments), arguments.data, neighbours=arguments.neighbours, progress=True)
+    result = probe(
+        _engine(arguments), arguments.data, neighbours=arguments.neighbours, max_corrupt=arguments.max_corrupt,
+        progress=True,
+    )  # fmt: skip
     print(f"{arguments.neighbours} nearest neighbours  {result.neighbours}")
     print(f"linear classifier (C = {result.strength:g})  {result.linear}")
     if arguments.json:
         with open_output(arguments.json) as file:
             json.dump(result.to_dict(), file, indent=1, ensure_ascii=False)
             print(file=file)
-    return 1 if result.failed else 0
+    return 0
+
+
+def _add_max_corrupt(command: argparse._ActionsContainer) -> None:
+    command.add_argument(
+        "--max-corrupt", type=float, default=0.05, metavar="SHARE",
+        help="leave out images that cannot be read, and stop when they are more of all than this (default 0.05)",
+    )  # fmt: skip
 
 
 def _add_explain(commands: Any) -> None:
@@ -262,15 +275,19 @@ def _add_explain(commands: Any) -> None:
     command.add_argument("--top-k", type=positive, default=3, metavar="K", help="classes shown (default 3)")
     add_device(command)
     command.add_argument(
-        "-o", "--output", default="swsl-explain.png", metavar="FILE", help="default swsl-explain.png"
+        "-o",
+        "--output",
+        default="swsl-explain.png",
+        metavar="FILE",
+        help="a .png or .jpg (default swsl-explain.png)",
     )
-    command.set_defaults(run=_explain, writes=("output",))
+    command.set_defaults(run=_explain, pictures=("output",))
 
 
 def _explain(arguments: argparse.Namespace) -> int:
     from ..deploy.eager import EagerRunner
     from ..evaluation.explain import explain
-    from ..system.files import replacing
+    from ..evaluation.picture import save_picture
     from ..system.progress import working
     from ..training.checkpoint import load_model
 
@@ -280,8 +297,7 @@ def _explain(arguments: argparse.Namespace) -> int:
         picture, predictions = explain(runner, arguments.image, arguments.top_k)
     for prediction in predictions:
         print(f"  {prediction.probability:8.2%}  {prediction.label}")
-    with replacing(arguments.output) as temporary:
-        picture.save(temporary, format="PNG")
+    save_picture(arguments.output, picture)
     print(f"picture: {arguments.output}")
     places = [-(-side // 32) for side in runner.spec.input_size]  # of the last stage, whose stride is 32
     if min(places) < 3:
@@ -311,8 +327,9 @@ def _engine(arguments: argparse.Namespace) -> AnyRunner:
         from ..deploy.runner import Runner
 
         if arguments.input_size or arguments.crop_pct is not None:
-            raise ValueError(
-                "--runner: the frozen module's own preprocessing is what it runs; use --frozen with --input-size or --crop-pct"
+            raise argparse.ArgumentError(
+                None,
+                "--runner: the frozen module's own preprocessing is what it runs; use --frozen with --input-size or --crop-pct",
             )
         with working(f"loading {arguments.runner}"):
             return Runner(arguments.runner, cores=arguments.cores or 0, **options)

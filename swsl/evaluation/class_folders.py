@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,7 +46,7 @@ def list_class_folders(root: str | os.PathLike[str], skipped: Skipped | None = N
         skipped.add("hidden files and folders", str(folder / name))
     classes = [name for name in names if not is_hidden(name)]
     if not classes:
-        what = "no class folders" if any(folder.iterdir()) else "is empty"
+        what = "no class folders" if any(folder.iterdir()) else "this folder is empty"
         raise DataError(f"{folder}: {what}; expected {folder}/CLASS/*.jpg")
     paths: list[str] = []
     targets: list[int] = []
@@ -93,3 +94,16 @@ def list_training_data(root: str | os.PathLike[str], *, report: bool = True) -> 
     if len(train.classes) < 2:
         raise DataError(f"{root}: a classifier needs two classes or more, found only {train.classes[0]!r}")
     return train, val
+
+
+def check_unreadable(errors: Sequence[str], images: int, allowed: float) -> None:
+    """That no more than the share ``allowed`` of so many images had errors.
+
+    Raises:
+        DataError: more had.
+    """
+    if len(errors) > allowed * images:
+        raise DataError(
+            f"{len(errors)} images cannot be read, more than {allowed:.0%} of all ({errors[0]}); "
+            f"repair or remove them, or raise max_corrupt"
+        )

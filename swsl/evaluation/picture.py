@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..prediction import Prediction
 from ..preprocess import PreprocessSpec, crop_start
+from ..system.files import is_special, replacing, resolve_target
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
 
 BACKGROUND, INK, MUTED, ACCENT = "#fbfaf7", "#22252b", "#8a8f98", "#3867d6"
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 _MARGIN, _HEIGHT, _BAR_WIDTH = 28, 320, 300
+
+
+def picture_format(path: str | os.PathLike[str]) -> str:
+    """What a picture of this name is written as. Into a pipe or a device, whatever its name, that is PNG.
+
+    Raises:
+        ValueError: another suffix.
+        OSError: as `resolve_target`.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in _FORMATS and not is_special(resolve_target(path)):
+        raise ValueError(f"expected a name that ends in .png, .jpg or .jpeg, got {os.fspath(path)!r}")
+    return _FORMATS.get(suffix, "PNG")
+
+
+def save_picture(path: str | os.PathLike[str], picture: Image) -> None:
+    """Write it as `picture_format` has it, whole or not at all."""
+    with replacing(path) as temporary:
+        picture.save(temporary, format=picture_format(path), quality=95)  # a JPEG's
 
 
 def draw_prediction(

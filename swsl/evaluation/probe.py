@@ -14,7 +14,7 @@ from torch import Tensor
 from ..bulk.batches import rows_of
 from ..deploy.protocol import AnyRunner
 from ..system.progress import Progress, say, working
-from .class_folders import DataError, Samples, list_training_data
+from .class_folders import DataError, Samples, check_unreadable, list_training_data
 from .metrics import Share, share
 
 _STRENGTHS = (
@@ -47,7 +47,12 @@ class Probe:
 
 
 def probe(
-    engine: AnyRunner, root: str | os.PathLike[str], *, neighbours: int = 20, progress: bool = False
+    engine: AnyRunner,
+    root: str | os.PathLike[str],
+    *,
+    neighbours: int = 20,
+    max_corrupt: float = 0.05,
+    progress: bool = False,
 ) -> Probe:
     """Classify ``root/val/CLASS/*`` by the features of ``root/train/CLASS/*``.
 
@@ -58,10 +63,11 @@ def probe(
         engine: whatever runner.
         root: a folder as `swsl finetune` takes it.
         neighbours: how many vote, at most all training images.
+        max_corrupt: share of the images that may be unreadable.
         progress: say on stderr how far it has come.
 
     Raises:
-        DataError: no such data set, or fewer than two usable images of a class in train.
+        DataError: no such data set, fewer than two usable images of a class in train, or too many that are unreadable.
         ImportError: scikit-learn is missing.
         ValueError: ``neighbours`` below 1.
     """
@@ -79,6 +85,7 @@ def probe(
     failed: list[str] = []
     features, targets = _embed(engine, train, failed, progress)
     val_features, val_targets = _embed(engine, val, failed, progress)
+    check_unreadable(failed, len(train.paths) + len(val.paths), max_corrupt)
     few = [
         name
         for name, n in zip(

@@ -1,4 +1,7 @@
-"""Lines on stderr that say how far long work has come: redrawn in place on a terminal, else one every ten seconds."""
+"""Lines on stderr that say how far long work has come: redrawn in place on a terminal, else one every ten seconds.
+
+They come by the clock, from a thread: a step may be longer than that. So what is measured must not fork.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,14 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from .torchrun import is_first
 
 _EVERY_S = 10.0  # where lines add up, in a log say
 _WORTH_TELLING_S = 2.0
+_TICK_S = 1.0
 
 
 def say(text: str) -> None:
@@ -69,13 +73,18 @@ class Progress(Pace):
         self._terminal = sys.stderr.isatty()
         self._run = run
         self._begun, self._drawn = False, self._start
+        self._drawing = threading.Lock()
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Progress:
+        if self._enabled:
+            self._stack.enter_context(_ticking(self._draw_if_due))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
+        self._stack.close()
         if self._enabled and (self._terminal or self._begun):
             self._draw()
             if self._terminal:
@@ -86,8 +95,13 @@ class Progress(Pace):
         if self._run:
             self._run.done += count
         self.errors += errors
-        if self._enabled and time.monotonic() - self._drawn >= (0.1 if self._terminal else _EVERY_S):
-            self._draw()
+        if self._enabled:
+            self._draw_if_due()
+
+    def _draw_if_due(self) -> None:
+        with self._drawing:
+            if time.monotonic() - self._drawn >= (0.1 if self._terminal else _EVERY_S):
+                self._draw()
 
     def _draw(self) -> None:
         self._begun, self._drawn = True, time.monotonic()
@@ -108,28 +122,45 @@ class Progress(Pace):
 
 @contextlib.contextmanager
 def working(what: str, *, enabled: bool = True) -> Iterator[None]:
-    """Says that ``what`` goes on, and for how long, where the block takes over two seconds; by a thread, so the block must not
-    fork. Under torchrun the first process alone does."""
+    """Says that ``what`` goes on, and for how long, where the block takes over two seconds. Under torchrun the first process
+    alone does."""
     if not enabled or not is_first():
         yield
         return
-    terminal, start, ended = sys.stderr.isatty(), time.monotonic(), threading.Event()
+    terminal, start = sys.stderr.isatty(), time.monotonic()
+    due = start + (_WORTH_TELLING_S if terminal else _EVERY_S)
 
     def tell() -> None:
-        wait = _WORTH_TELLING_S if terminal else _EVERY_S
-        while not ended.wait(wait):
-            _show(f"{what}, {_clock(time.monotonic() - start)}", terminal)
-            wait = 1.0 if terminal else _EVERY_S
+        nonlocal due
+        now = time.monotonic()
+        if now >= due:
+            _show(f"{what}, {_clock(now - start)}", terminal)
+            due = now + (0 if terminal else _EVERY_S)
 
-    thread = threading.Thread(target=tell, name="swsl progress", daemon=True)
+    try:
+        with _ticking(tell):
+            yield
+    finally:
+        if terminal:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _ticking(call: Callable[[], None]) -> Iterator[None]:
+    """Calls it every second from a thread until the block ends."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(_TICK_S):
+            call()
+
+    thread = threading.Thread(target=repeat, name="swsl progress", daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
         thread.join()
-        if terminal:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def _show(line: str, terminal: bool) -> None:

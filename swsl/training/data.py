@@ -129,7 +129,7 @@ class EpochBatches(Sampler[Any]):
         smallest = images // self.steps // (world * accumulate)
         if smallest < 2:
             raise ValueError(
-                f"batch size: {images} images give batches of {smallest} with {world} processes and "
+                f"batch_size: {images} images give batches of {smallest} with {world} processes and "
                 f"{accumulate} accumulated batches; expected 2 images or more in a batch"
             )
 

@@ -40,9 +40,12 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 class Architecture:
     """A ResNeXt that is none of the published variants; see `swsl.ResNeXt`."""
 
-    layers: tuple[int, int, int, int]
+    layers: tuple[int, ...]
     groups: int
     width_per_group: int
+
+    def __str__(self) -> str:
+        return f"{','.join(map(str, self.layers))}:{self.groups}x{self.width_per_group}"
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ class TrainOptions:
         check("rand_augment", 0 <= magnitude <= 30, "0 to 30", magnitude)
         if self.architecture and not (self.scratch or self.weights):
             raise ValueError(
-                "architecture: there are no published weights for it; give weights or train from scratch"
+                "architecture: there are no published weights for it; give weights=FILE or scratch=True"
             )
         if self.scratch and self.weights:
             raise ValueError("scratch: starts from no weights, but weights were given")

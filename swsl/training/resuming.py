@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from ..system.torchrun import is_first
 from .checkpoint import Checkpoint, load_checkpoint
+from .data import Augmentation
 from .distributed import Processes
-from .recipe import TrainOptions
+from .recipe import Architecture, TrainOptions
 
+_AUGMENTATION = {field.name for field in fields(Augmentation)}
+_OPTIONS = {field.name for field in fields(TrainOptions)} | _AUGMENTATION
 _FREE_TO_CHANGE = {"output", "resume", "workers", "device", "checkpoint_steps", "max_corrupt"}
 
 
@@ -26,6 +30,19 @@ def fingerprint(options: TrainOptions, training_images: int, processes: int) -> 
     return {key: json.dumps(value) for key, value in values.items()}
 
 
+def given_options(given: Mapping[str, Any]) -> TrainOptions:
+    """The options of a run of which some are given, those of `Augmentation` beside them; other names are ignored. The rest are
+    those of the run that is to be resumed, where it is there, or else the defaults."""
+    values = {name: value for name, value in given.items() if name in _OPTIONS}
+    path = values["output"] / "last.pth"
+    if values.get("resume") and path.exists():
+        state = load_checkpoint(path).training or {}
+        begun = _flat(state.get("options", {}))
+        values = {key: begun[key] for key in _OPTIONS & begun.keys()} | values
+    augmentation = {key: values.pop(key) for key in _AUGMENTATION & values.keys()}
+    return TrainOptions(**values, augmentation=Augmentation(**augmentation))
+
+
 def run_to_resume(options: TrainOptions, processes: Processes, report: Callable[[str], None]) -> Path | None:
     """The ``last.pth`` to go on with, None at a run's beginning.
 
@@ -36,7 +53,7 @@ def run_to_resume(options: TrainOptions, processes: Processes, report: Callable[
     seeing = processes.gather(path.exists())
     if len(set(seeing)) > 1:  # they would train on from different weights, and nothing would show it
         raise ValueError(
-            f"output: {seeing.count(True)} of {len(seeing)} processes find {path}; on several machines all must: "
+            f"{options.output}: {seeing.count(True)} of {len(seeing)} processes find {path}; on several machines all must: "
             "share the folder, or copy the file to each"
         )
     if not path.exists():
@@ -45,7 +62,7 @@ def run_to_resume(options: TrainOptions, processes: Processes, report: Callable[
         return None
     if not options.resume:
         raise ValueError(
-            f"output: {options.output} holds a run already; continue it with --resume, or name another folder"
+            f"{options.output}: holds a run already; continue it with --resume, or name another folder"
         )
     return path
 
@@ -59,16 +76,34 @@ def load_run(path: Path, here: dict[str, str]) -> Checkpoint:
     checkpoint = load_checkpoint(path)
     state = checkpoint.training
     if state is None:
-        raise ValueError(f"output: {path} does not say how to resume; expected a file that training wrote")
-    there = state["options"]
-    changed = [key for key in here if here[key] != there.get(key)]
-    if changed:
+        raise ValueError(f"{path}: does not say how to resume; expected a file that training wrote")
+    there, now = (_flat(options) for options in (state["options"], here))
+    differing = [name for name in now if now[name] != there.get(name)]
+    if differing:
+        then, asked = (
+            ", ".join(_told(name, values.get(name)) for name in differing) for values in (there, now)
+        )
         raise ValueError(
-            "resume: the run was started with "
-            + ", ".join(f"{key} {there.get(key)}, not {here[key]}" for key in changed)
-            + "; resume it with the same, or start another in a new folder"
+            f"resume: the run in {path.parent} has {then}; asked for here: {asked}. Give the same options, or on the command "
+            f"line none. To train its model further, start another run: weights={path.parent / 'best.pth'} "
+            f"output={path.parent.with_name(path.parent.name + '2')}"
         )
     return checkpoint
+
+
+def _flat(options: dict[str, str]) -> dict[str, Any]:
+    """A `fingerprint`'s options by their own names."""
+    values = {key: json.loads(value) for key, value in options.items()}
+    if found := values.get("architecture"):
+        values["architecture"] = Architecture(**{**found, "layers": tuple(found["layers"])})
+    values |= values.pop("augmentation", {})
+    return values
+
+
+def _told(name: str, value: object) -> str:
+    if name not in _OPTIONS:  # a count
+        return f"{value} {name}"
+    return f"{name}={value!r}" if isinstance(value, str) else f"{name}={value}"
 
 
 def what_is_kept(options: TrainOptions, saved: tuple[int, int] | None) -> str:

@@ -8,13 +8,13 @@ import heapq
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from ..evaluation.answers import Answer, write_predictions
 from ..evaluation.charts import Mistake, draw_confusion, draw_curves, draw_mistakes
-from ..system.files import open_output, replacing
+from ..evaluation.picture import save_picture
+from ..system.files import open_output
 
 METRICS = ("epoch", "learning_rate", "train_loss", "train_top1", "val_loss", "val_top1", "val_top5")
 """The columns of metrics.csv. The training loss is the one minimised (smoothed, weighted, on augmented images), the
@@ -33,7 +33,7 @@ def make_folder(path: Path) -> None:
         Path(os.path.realpath(path)).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
-            f"output: {path}: {error.strerror}; expected a folder for the run's files, or a name for a new one"
+            f"{path}: {error.strerror}; expected a folder for the run's files, or a name for a new one"
         ) from error
 
 
@@ -43,20 +43,15 @@ def write_history(folder: Path, history: Sequence[dict[str, float]], note: str) 
         rows = csv.DictWriter(file, METRICS, lineterminator="\n")
         rows.writeheader()
         rows.writerows(history)
-    _save(folder / "curves.png", draw_curves(history, note))
+    save_picture(folder / "curves.png", draw_curves(history, note))
 
 
 def write_answers(folder: Path, classes: Sequence[str], confusion: Tensor, answers: Sequence[Answer]) -> None:
     """``predictions.csv``, ``confusion.png`` and ``mistakes.png``: those that the model was surest of."""
     with open_output(str(folder / "predictions.csv")) as file:
         write_predictions(file, answers, classes)
-    _save(folder / "confusion.png", draw_confusion(confusion, classes))
+    save_picture(folder / "confusion.png", draw_confusion(confusion, classes))
     wrong = (answer for answer in answers if answer.rank > 1)
     worst = heapq.nlargest(_SHOWN_MISTAKES, wrong, key=lambda answer: answer.probability)
     shown = [Mistake(a.path, classes[a.truth], classes[a.prediction], a.probability) for a in worst]
-    _save(folder / "mistakes.png", draw_mistakes(shown))
-
-
-def _save(path: Path, picture: Any) -> None:
-    with replacing(path) as temporary:
-        picture.save(temporary, format="PNG")
+    save_picture(folder / "mistakes.png", draw_mistakes(shown))

@@ -35,7 +35,7 @@ from .checkpoint import Checkpoint, save_checkpoint, variant_of
 from .data import EpochBatches, TrainingImages, collate, seeded
 from .distributed import Processes, joined
 from .optimisation import AveragedModel, learning_rate_at, make_optimizer, set_learning_rate
-from .recipe import RECIPES, TrainOptions
+from .recipe import RECIPES, Architecture, TrainOptions
 from .resuming import fingerprint, load_run, run_to_resume, what_is_kept
 from .run_folder import METRICS, make_folder, write_answers, write_history
 from .starting import amp_dtype, mixing, starting_model
@@ -365,8 +365,8 @@ class _Run:
 
     def _report_start(self) -> None:
         options, recipe = self.options, self.recipe
-        layers = ",".join(map(str, self.model.layers))
-        name = variant_of(self.model) or f"{layers}:{self.model.groups}x{self.model.width_per_group}"
+        model = self.model
+        name = variant_of(model) or str(Architecture(model.layers, model.groups, model.width_per_group))
         start = (
             "a fresh initialisation"
             if options.scratch

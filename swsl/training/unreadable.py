@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..evaluation.class_folders import DataError
+from ..evaluation.class_folders import check_unreadable
 from ..system.progress import say
 from .distributed import Processes
 
@@ -49,8 +49,4 @@ class Unreadable:
         self._named = len(self._errors)
 
     def _check(self) -> None:
-        if len(self._errors) > self._allowed * self._images:
-            raise DataError(
-                f"{len(self._errors)} images cannot be read, more than {self._allowed:.0%} of all, "
-                f"{next(iter(self._errors))} among them; repair or remove them, or raise --max-corrupt"
-            )
+        check_unreadable(list(self._errors.values()), self._images, self._allowed)

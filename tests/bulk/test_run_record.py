@@ -51,7 +51,6 @@ def test_rows_of_another_model_or_options_are_refused(name: str, whole: bool, tm
         ("dtype", "bfloat16", "dtype float32 and not bfloat16"),
         ("top_k", 3, "top_k 2 and not 3"),
         ("outputs", "logits", "outputs predictions and not logits"),
-        ("nvjpeg", True, "nvjpeg null and not true"),
     ):
         with pytest.raises(
             ResumeError, match=rf"{name}(\.partial)?: was made with {message}; give the same model"
@@ -63,6 +62,21 @@ def test_rows_of_another_model_or_options_are_refused(name: str, whole: bool, tm
         else contents(tmp_path)
     ) == before
     run(name, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_what_another_versions_record_has_is_named(name: str, tmp_path: Path) -> None:
+    run(name, tmp_path)
+    renamed = {**RECORD, "output": "predictions"}
+    del renamed["outputs"]
+    for record, message in (
+        (renamed, "its record has outputs where this one has output;"),
+        ({**RECORD, "new": 1}, "its record has nothing else where this one has new;"),
+    ):
+        with pytest.raises(
+            ResumeError, match=f"{name}: was made by another version of swsl: {message} start anew"
+        ):
+            OUTPUTS[name](tmp_path / name, True, record)
 
 
 @pytest.mark.parametrize("name", OUTPUTS)

@@ -110,11 +110,13 @@ def test_an_empty_folder_is_called_empty(
     )
     assert code == 1
     printed = capsys.readouterr()
-    told = [f"{names[0]}: is empty", f"{names[1]}: holds no image of a format that is read"]
+    told = [f"{names[0]}: this folder is empty", f"{names[1]}: holds no image of a format that is read"]
     assert [row.split(",")[1] for row in printed.out.splitlines()[1:]] == [*told, ""]
     assert all(f"swsl: error: {each}\n" in printed.err for each in told)
     (tmp_path / "truth.txt").touch()
-    with pytest.raises(DataError, match="empty: is empty; expected the images that .*truth.txt is about"):
+    with pytest.raises(
+        DataError, match="empty: this folder is empty; expected the images that .*truth.txt is about"
+    ):
         read_labelled(names[0], ["0"], truth=tmp_path / "truth.txt")
 
 

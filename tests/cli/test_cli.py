@@ -182,7 +182,7 @@ def test_failures_are_one_line_and_leave_no_file(folder: Path, server: Server) -
     assert result.returncode == 1
     assert result.stdout == ""
     assert len(result.stderr.splitlines()) == 1
-    assert result.stderr.startswith("swsl: error: weights: http://127.0.0.1")
+    assert result.stderr.startswith("swsl: error: --weights: http://127.0.0.1")
     assert not (folder / "out.csv").exists()
 
 
@@ -251,7 +251,7 @@ def test_max_pixels_reach_the_runner(folder: Path, engine: list[str], capsys: py
     photograph = str(folder / "a.jpg")
     assert main(["classify", photograph, *engine, "--max-pixels", "99"]) == 1
     assert f"{photograph}: " in (error := capsys.readouterr().err)
-    assert "expected at least 1 and at most 99; raise max_pixels if you trust it" in error
+    assert "expected at least 1 and at most 99; raise --max-pixels if you trust it" in error
 
 
 def test_an_output_that_cannot_be_written(

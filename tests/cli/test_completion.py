@@ -13,6 +13,19 @@ import swsl
 from swsl.cli.completion import SHELLS
 from swsl.cli.main import main
 
+# What is typed, and the values that it may become where there are a folder "run" and a file "run.pt".
+VALUES = (
+    (("classify", "--model", "swsl_resnext5"), {"swsl_resnext50_32x4d"}),
+    (("classify", "--device", "c"), {"cpu", "cuda"}),
+    (("classify", "--outputs", "l"), {"logits"}),
+    (("classify", "--outputs", "predictions,e"), {"predictions,embedding", "predictions,embedding,logits"}),
+    (("export", "swsl_resnext50"), {"swsl_resnext50_32x4d"}),
+    (("export", "r"), {"run", "run.pt"}),
+    (("finetune", "--amp", "b"), {"bf16"}),
+    (("validate", "--predictions", "run"), {"run", "run.pt"}),
+    (("finetune", "--output", "run"), {"run"}),
+)
+
 
 @pytest.fixture
 def script(capsys: pytest.CaptureFixture, request: pytest.FixtureRequest) -> str:
@@ -47,10 +60,21 @@ def test_bash_completes(script: str, tmp_path: Path) -> None:
 
     assert completed("fin") == {"finetune"}
     assert completed("classify", "--ex") == {"--exif-orientation"}
-    assert completed("classify", "--model", "swsl_resnext5") == {"swsl_resnext50_32x4d"}
-    assert completed("validate", "--predictions", "run") == {"run", "run.pt"}
-    assert completed("finetune", "--output", "run") == {"run"}
     assert completed("--print-completion", "f") == {"fish"}
+    for words, expected in VALUES:
+        assert completed(*words) == expected, words
+
+
+@pytest.mark.skipif(not shutil.which("fish"), reason="there is no fish here")
+@pytest.mark.parametrize("script", ["fish"], indirect=True)
+def test_fish_completes(script: str, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run.pt").touch()
+    (tmp_path / "script").write_text(script)
+    for words, expected in VALUES:
+        program = ["fish", "--no-config", "-c", f"source script; complete -C 'swsl {' '.join(words)}'"]
+        done = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path)
+        assert {line.split("\t")[0].rstrip("/") for line in done.stdout.splitlines()} == expected, words
 
 
 def test_without_shtab_it_is_asked_for(

@@ -289,7 +289,9 @@ def test_submitting_keeps_a_runner_until_it_is_closed(make_runner: MakeRunner, p
 
 @pytest.mark.parametrize("wrong", ["model.pt", swsl.ResNeXt, None])
 def test_what_is_no_runner_is_refused_at_once(wrong: Any) -> None:
-    with pytest.raises(TypeError, match=r"^runner: expected a runner, got .*swsl\.Runner\(FILE\) or swsl\.Eager"):
+    with pytest.raises(
+        TypeError, match=r"^runner: expected a runner, got .*swsl\.Runner\(FILE\) or swsl\.Eager"
+    ):
         DynamicBatcher(wrong)
 
 

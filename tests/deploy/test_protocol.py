@@ -229,18 +229,25 @@ def test_faulty_options_are_named(runner: AnyRunner, make: Make) -> None:
 
 
 def test_options_that_there_are_not_are_named(runner: AnyRunner, make: Make, photo: Path) -> None:
-    with pytest.raises(TypeError, match=rf"^batchsize: {type(runner).__name__} has no such option; did you mean batch_size\?"):
+    with pytest.raises(
+        TypeError, match=rf"^batchsize: {type(runner).__name__} has no such option; did you mean batch_size\?"
+    ):
         make(batchsize=3)
     with pytest.raises(TypeError, match="^colour: .* has no such option; expected one of .*exif_orientation"):
         make(colour="grey")
     for call in (runner.run, runner.classify, runner.stream):
-        with pytest.raises(TypeError, match=rf"^topk: {call.__name__} has no such option; did you mean top_k\?"):
+        with pytest.raises(
+            TypeError, match=rf"^topk: {call.__name__} has no such option; did you mean top_k\?"
+        ):
             call([photo], topk=3)
 
 
 def test_what_is_no_model_is_refused_at_once(frozen: Path, model: swsl.ResNeXt) -> None:
     for wrong, message in (
-        (timm.create_model("resnext50_32x4d"), r"got ResNet .*load_state_dict\(model\.state_dict\(\)\), which takes timm's"),
+        (
+            timm.create_model("resnext50_32x4d"),
+            r"got ResNet .*load_state_dict\(model\.state_dict\(\)\), which takes timm's",
+        ),
         (str(frozen), r"got str .*runs in swsl\.Runner or swsl\.deploy\.frozen\.FrozenRunner, and weights"),
         (frozen, "got PosixPath .*a frozen module runs in"),
         (swsl.create_model, "got function "),
@@ -250,7 +257,10 @@ def test_what_is_no_model_is_refused_at_once(frozen: Path, model: swsl.ResNeXt) 
     assert EagerRunner(torch.compile(model), spec=SPEC).info.name == "eager"
     for kind in (Runner, FrozenRunner):
         for wrong in (model, b"model.pt", 3):
-            with pytest.raises(TypeError, match=r"^model: expected the path of a file that .* swsl\.EagerRunner\(model\) runs"):
+            with pytest.raises(
+                TypeError,
+                match=r"^model: expected the path of a file that .* swsl\.EagerRunner\(model\) runs",
+            ):
                 kind(wrong)
 
 

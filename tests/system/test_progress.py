@@ -28,8 +28,9 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Its last number is the time."""
+    """Its last number is the time, and nothing ticks meanwhile."""
     times = [100.0]
+    monkeypatch.setattr(progress, "_TICK_S", 3600.0)
     monkeypatch.setattr(progress.time, "monotonic", lambda: times[-1])
     return times
 
@@ -51,6 +52,27 @@ def test_a_pipe_gets_a_line_every_ten_seconds(clock: list[float], capsys: pytest
         clock.append(clock[-1] + 100)
         bar.advance()
     assert capsys.readouterr().err == ""
+
+
+def test_one_long_step_is_told_of_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = threading.Event()
+
+    class Told(io.StringIO):
+        def write(self, text: str) -> int:
+            if self.getvalue().count("\n") == 2:  # and so on
+                written.set()
+            return super().write(text)
+
+    told = Told()
+    monkeypatch.setattr(sys, "stderr", told)
+    monkeypatch.setattr(progress, "_TICK_S", 0.0)
+    monkeypatch.setattr(progress, "_EVERY_S", 0.001)
+    with Progress("images", 100) as bar:
+        assert written.wait(60)
+        bar.advance(16)
+    first, *_, last = told.getvalue().splitlines()
+    assert first == "swsl: 0 of 100 images, 0.0 images/s"
+    assert last.startswith("swsl: 16 of 100 images, ")
 
 
 def test_a_terminals_line_is_redrawn(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:

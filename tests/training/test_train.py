@@ -55,10 +55,10 @@ def assert_same_weights(first: Path, second: Path) -> None:
     [
         (lambda root: shutil.rmtree(root / "val"), "val: no such folder; expected"),
         (lambda root: shutil.rmtree(root / "val" / "3"), "same classes; only in train: 3"),
-        (lambda root: (root / "train" / "cat").mkdir(), "cat: is empty; add images"),
+        (lambda root: (root / "train" / "cat").mkdir(), "cat: this folder is empty; add images"),
         (
             lambda root: (shutil.rmtree(root / "val"), (root / "val").mkdir()),
-            "val: is empty; expected .*val/CLASS",
+            "val: this folder is empty; expected .*val/CLASS",
         ),
         (lambda root: [shutil.rmtree(root / p / c) for p in ("train", "val") for c in "01"], "two classes"),
     ],
@@ -206,7 +206,12 @@ def test_a_run_is_neither_overwritten_nor_resumed_as_another(options: TrainOptio
     finetune(replace(options, epochs=1))
     with pytest.raises(ValueError, match="holds a run already; continue it with --resume"):
         finetune(options)
-    with pytest.raises(ValueError, match="started with epochs 1, not 2"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"^resume: the run in .*run has epochs=1; asked for here: epochs=2\. .* weights=.*run/best\.pth output=.*run2$"
+        ),
+    ):
         finetune(replace(options, resume=True))
 
 

@@ -155,7 +155,13 @@ def _find_local(source: str, place: str) -> tuple[Path, Path]:
 def _find_on_hub(source: str, place: str) -> tuple[Path, Path]:
     try:
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            GatedRepoError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
     except ImportError as error:
         raise WeightsError(
             f"weights: {source}: needs huggingface_hub: pip install huggingface_hub safetensors; or fetch its files by other "
@@ -174,17 +180,25 @@ def _find_on_hub(source: str, place: str) -> tuple[Path, Path]:
                 continue
     except LocalEntryNotFoundError as error:
         raise WeightsError(
-            f"weights: {source}: the Hub cannot be reached and {name} is not in its cache ({_first_line(error)})"
+            f"weights: {source}: the Hub cannot be reached, and {name} is not in its cache here; fetch the files by other means "
+            "and say local-dir:FOLDER"
         ) from error
     except EntryNotFoundError as error:
-        raise WeightsError(f"weights: {source}: has no config.json; expected {_CONTENTS}") from error
-    except (HfHubHTTPError, OSError, ValueError) as error:  # a ValueError is a name that cannot be one
-        raise WeightsError(f"weights: {source}: {_first_line(error)}") from error
+        raise WeightsError(f"weights: {source}: has no {name}; expected {_CONTENTS}") from error
+    except GatedRepoError as error:
+        raise WeightsError(
+            f"weights: {source}: has terms; accept them on its page, and log in (hf auth login)"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise WeightsError(
+            f"weights: {source}: there is no such repository, or it is private: log in (hf auth login)"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise WeightsError(f"weights: {source}: there is no revision {revision}") from error
+    except Exception as error:  # of a name that cannot be one, of the HTTP client, of the disk
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise WeightsError(f"weights: {source}: {reason}") from error
     raise WeightsError(f"weights: {source}: expected {_CONTENTS}, found config.json alone")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _parse(source: str, config_file: Path, weights_file: Path, content: Any) -> TimmFolder:

@@ -143,7 +143,11 @@ def _refusal(name: str) -> str:
     """Why a name is no variant's, and what to say instead."""
     if os.path.isdir(name):
         return f"{name!r} is a folder; if it is timm's, say local-dir:{name}"
-    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name):
+    if os.path.isfile(name):
+        return f"{name!r} is a file; say it as weights (--weights), beside the name of a variant"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name) and not re.search(
+        r"\.(pth?|pt2|ckpt|safetensors|bin)$", name
+    ):
         return f"{name!r} looks like a repository of the Hugging Face Hub; say hf-hub:{name}"
     ours = {variant.architecture: variant.name for variant in VARIANTS.values()}
     parts = _NAME.fullmatch(name)

@@ -232,8 +232,7 @@ def _list(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from ..deploy.export import export_model, read_metadata
     from ..system.progress import working
-    from ..training.checkpoint import load_checkpoint, load_model
-    from ..variants import find_variant, find_weights
+    from ..training.checkpoint import load_checkpoint, load_model, model_files
     from ..weights import file_sha256
 
     if os.path.isfile(arguments.model):
@@ -242,8 +241,8 @@ def _export(arguments: argparse.Namespace) -> int:
         source = Path(arguments.model)
         load = partial(load_checkpoint, source)
     else:
-        source = find_weights(find_variant(arguments.model), arguments.weights)
-        load = partial(load_model, arguments.model, source)
+        source = model_files(arguments.model, arguments.weights)[0]
+        load = partial(load_model, arguments.model, arguments.weights)
     with working(f"freezing {arguments.model}"):
         loaded = load()
         export_model(

@@ -39,6 +39,7 @@ from ..labels import LABELS
 from ..preprocess import PreprocessSpec
 from ..resnext import ResNeXt
 from ..system.files import replacing
+from ..timm_form import labels_of, spec_of
 from ..version import __version__
 
 _NO_TORCHSCRIPT = (
@@ -128,8 +129,8 @@ def export_model(
     Args:
         model: with a classifier; of any class count. Neither its weights nor its mode are changed.
         path: the file to write, ``.pt`` by custom.
-        spec: the preprocessing; the variant's by default.
-        labels: class names, one a class; ImageNet's by default where there are 1,000.
+        spec: the preprocessing; the model's own by default.
+        labels: class names, one a class; by default the model's own, or ImageNet's where there are 1,000.
         license: of the weights; the variant's by default, which also binds what was fine-tuned from it.
         weights_sha256: of the file that the weights came from, where that is known.
 
@@ -143,9 +144,9 @@ def export_model(
             "model: expected a classifier, got num_classes=0; call model.reset_classifier(n) and train it"
         )
     variant = getattr(model, "variant", None)
-    spec = spec or (variant.preprocess if variant else PreprocessSpec())
-    if labels is None and model.num_classes == len(LABELS):
-        labels = LABELS
+    spec = spec or spec_of(model)
+    if labels is None:
+        labels = labels_of(model)
     if labels is None or len(labels) != model.num_classes:
         raise ValueError(
             f"labels: expected {model.num_classes}, one a class, got {'none' if labels is None else len(labels)}"

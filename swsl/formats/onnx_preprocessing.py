@@ -20,8 +20,8 @@ from ..preprocess import PreprocessSpec, preprocess_batch
 MOST_STEPS = 1
 """Of 1/255, that a pixel may be from Pillow's."""
 
-# Integers as far as they go: their quotient is as exact as float32 can be, also where a runtime has no float64.
-# An output i of the resize has its centre at (i + ½) source / resized, an input t at t + ½.
+# Places are counted from the middle of the image, in halves of a pixel: they stay small where the crop is, and so their products
+# are exact in float32, also those of long sides. A runtime may have no int64 or float64.
 _AXIS = """
   {axis}_lost = Sub({axis}_resized, {axis}_crop)
   {axis}_half = Div({axis}_lost, two)
@@ -31,19 +31,24 @@ _AXIS = """
   {axis}_range = Range(zero, {axis}_crop, one)
   {axis}_kept = Add({axis}_range, {axis}_start)
   {axis}_kept_twice = Mul({axis}_kept, two)
-  {axis}_centres = Add({axis}_kept_twice, one)
-  {axis}_to = Mul({axis}_centres, {axis}_source)
-  {axis}_to_column = Unsqueeze({axis}_to, last)
+  {axis}_kept_centres = Add({axis}_kept_twice, one)
+  {axis}_kept_places = Sub({axis}_kept_centres, {axis}_resized)
   {axis}_inputs = Range(zero, {axis}_source, one)
   {axis}_inputs_twice = Mul({axis}_inputs, two)
   {axis}_input_centres = Add({axis}_inputs_twice, one)
-  {axis}_from = Mul({axis}_input_centres, {axis}_resized)
-  {axis}_apart = Sub({axis}_from, {axis}_to_column)
+  {axis}_input_places = Sub({axis}_input_centres, {axis}_source)
   {axis}_longer = Max({axis}_source, {axis}_resized)
   {axis}_reach = Mul({axis}_longer, two)
-  {axis}_apart_float = Cast<to = 1>({axis}_apart)
+  {axis}_from_float = Cast<to = 1>({axis}_input_places)
+  {axis}_to_float = Cast<to = 1>({axis}_kept_places)
+  {axis}_source_float = Cast<to = 1>({axis}_source)
+  {axis}_resized_float = Cast<to = 1>({axis}_resized)
   {axis}_reach_float = Cast<to = 1>({axis}_reach)
-  {axis}_ratio = Div({axis}_apart_float, {axis}_reach_float)
+  {axis}_from = Mul({axis}_from_float, {axis}_resized_float)
+  {axis}_to = Mul({axis}_to_float, {axis}_source_float)
+  {axis}_to_column = Unsqueeze({axis}_to, last)
+  {axis}_apart = Sub({axis}_from, {axis}_to_column)
+  {axis}_ratio = Div({axis}_apart, {axis}_reach_float)
   {axis}_distance = Abs({axis}_ratio)
   {axis}_triangle = Sub(whole, {axis}_distance)
   {axis}_filter = Relu({axis}_triangle)
@@ -130,7 +135,7 @@ def sample_images() -> Iterator[Tensor]:
     """Batches uint8 N×H×W×3, of noise, whose pixels a wrong filter moves furthest: smaller and larger than inputs usually are, and of
     either order of passes."""
     generator = torch.Generator().manual_seed(0)
-    for shape in ((1, 375, 500), (1, 500, 375), (2, 91, 130), (1, 1000, 613), (1, 40, 700), (1, 333, 333)):
+    for shape in ((1, 375, 500), (1, 500, 375), (2, 91, 130), (1, 1000, 613), (1, 2, 6000), (1, 333, 333)):
         yield torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, generator=generator)
 
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from .deploy.export import export_model
     from .deploy.runner import Runner, cmake_prefix_path
     from .formats.metadata import ModelError
+    from .formats.onnx_graph import export_onnx
+    from .formats.timm_folder import export_timm
     from .labels import LABELS
 
 _LAZY = {
@@ -39,6 +41,8 @@ _LAZY = {
     "EagerRunner": "deploy.eager",
     "ModelError": "formats.metadata",
     "export_model": "deploy.export",
+    "export_onnx": "formats.onnx_graph",
+    "export_timm": "formats.timm_folder",
     "Runner": "deploy.runner",
     "cmake_prefix_path": "deploy.runner",
 }
@@ -71,6 +75,8 @@ __all__ = [
     "cmake_prefix_path",
     "create_model",
     "export_model",
+    "export_onnx",
+    "export_timm",
     "load_image",
     "preprocess",
     "preprocess_batch",

@@ -49,6 +49,12 @@ class Agreement:
     largest: float | None = None
     mean: float | None = None
 
+    def __str__(self) -> str:
+        pixels = ""
+        if self.largest is not None:
+            pixels = f"; pixels of noise {self.mean:.1e} steps of 1/255 from Pillow's on average, {self.largest:.0f} at most"
+        return f"{self.runtime}: relative error {self.error:.1e}{pixels}"
+
 
 @torch.inference_mode(False)
 @torch.no_grad()
@@ -89,7 +95,9 @@ def export_onnx(
         import onnx.compose
         import onnxscript  # noqa: F401  which torch.onnx needs
     except ImportError as error:
-        raise ImportError(f"{path}: writing ONNX needs more: pip install onnx onnxscript ({error})") from error
+        raise ImportError(
+            f"{path}: writing ONNX needs more: pip install onnx onnxscript ({error})"
+        ) from error
     found = describe(model, path, spec, labels, license, weights_sha256)
     if with_preprocessing:
         refuse_other_specs(found.spec)
@@ -179,7 +187,12 @@ def _installed_runtimes() -> dict[str, Callable[[Path], Run]]:
 
 
 def _compare(
-    runtime: str, load: Callable[[Path], Run], written: Path, before: Path | None, found: Description, name: str
+    runtime: str,
+    load: Callable[[Path], Run],
+    written: Path,
+    before: Path | None,
+    found: Description,
+    name: str,
 ) -> Agreement:
     """The file in a runtime against eager PyTorch; its preprocessing, alone in ``before``, against Pillow's."""
     try:

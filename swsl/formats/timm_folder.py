@@ -106,9 +106,10 @@ def resolve_folder(folder: str | os.PathLike[str]) -> Path:
 
 def _is_ours(config: Path) -> bool:
     try:
-        return "swsl" in json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        content = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return False
+    return isinstance(content, dict) and "swsl" in content
 
 
 def _architecture(model: ResNeXt) -> tuple[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from conftest import ROOT, subprocess_environment
+from conftest import ROOT, same_tensors, subprocess_environment
 from PIL import Image
 
 import swsl
@@ -138,6 +138,12 @@ def test_commands_and_python(workplace: Path) -> None:
     for line in commands("swsl "):
         run(workplace, "sh", "-c", line)
     assert (workplace / "predictions.csv").read_text().count("photos/") == 2
+    (name,) = re.findall(r'`timm\.create_model\("local-dir:(.*?)", pretrained=True\)`', README)
+    theirs = timm.create_model(f"local-dir:{workplace / name}", pretrained=True)
+    ours = swsl.create_model(
+        "swsl_resnext50_32x4d", weights=workplace / "seeded" / "swsl_resnext50_32x4d.pth"
+    )
+    assert same_tensors(dict(theirs.named_parameters()), dict(ours.named_parameters()))
     blocks = [text for language, text in BLOCKS if language == "python"]
     assert len(blocks) >= 4
     for text in blocks:

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -153,7 +153,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_list)
 
     command = commands.add_parser(
-        "export", help="freeze a model into one TorchScript file for LibTorch and the runner"
+        "export",
+        help="freeze a model into one TorchScript file for LibTorch and the runner, or write it for other programs",
     )
     command.add_argument("model", metavar="NAME|FILE", help="a variant, or a training run's best.pth")
     command.add_argument(
@@ -162,9 +163,20 @@ def build_parser() -> argparse.ArgumentParser:
         help="path or URL of other weights: a state dict or a training program's checkpoint",
     )
     command.add_argument(
-        "-o", "--output", required=True, metavar="FILE", help="the file to write, model.pt say"
+        "-o", "--output", required=True, metavar="FILE",
+        help="the file to write, model.pt say; ONNX if its name ends in .onnx",
+    )  # fmt: skip
+    command.add_argument(
+        "--format", choices=("timm",), help="write a folder for timm and the Hugging Face Hub instead"
     )
-    command.set_defaults(run=_export, writes=("output",))
+    command.add_argument(
+        "--with-preprocessing", action="store_true",
+        help="ONNX: take uint8 RGB images N×H×W×3, and resize, crop and normalise them in the graph",
+    )  # fmt: skip
+    command.add_argument(
+        "--no-check", action="store_true", help="ONNX: write it where no runtime is installed to try it in"
+    )
+    command.set_defaults(run=_export)
 
     command = commands.add_parser("verify", help="repeat the golden check of a frozen module")
     command.add_argument("module", metavar="FILE", help="a file that `swsl export` wrote")
@@ -230,11 +242,27 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from ..deploy.export import export_model, read_metadata
+    from ..deploy.export import export_model
+    from ..formats.onnx_graph import export_onnx
+    from ..formats.timm_folder import export_timm, resolve_folder
     from ..system.progress import working
     from ..training.checkpoint import load_checkpoint, load_model, model_files
     from ..weights import file_sha256
 
+    write: Callable[..., Any] = export_model
+    for_timm, for_onnx = arguments.format == "timm", arguments.output.endswith(".onnx")
+    (resolve_folder if for_timm else resolve_target)(arguments.output)  # before any work
+    if for_timm:
+        write = export_timm
+    elif for_onnx:
+        write = partial(
+            export_onnx, with_preprocessing=arguments.with_preprocessing, check=not arguments.no_check
+        )
+    for name in ("with_preprocessing", "no_check"):
+        if getattr(arguments, name) and (for_timm or not for_onnx):
+            raise argparse.ArgumentError(
+                None, f"--{name.replace('_', '-')}: is of ONNX files; expected -o FILE.onnx"
+            )
     if os.path.isfile(arguments.model):
         if arguments.weights:
             raise argparse.ArgumentError(None, f"--weights: {arguments.model} has weights of its own")
@@ -243,15 +271,19 @@ def _export(arguments: argparse.Namespace) -> int:
     else:
         source = model_files(arguments.model, arguments.weights)[0]
         load = partial(load_model, arguments.model, arguments.weights)
-    with working(f"freezing {arguments.model}"):
+    with working(f"exporting {arguments.model}"):
         loaded = load()
-        export_model(
+        checks = write(
             loaded.model, arguments.output, spec=loaded.spec, labels=loaded.labels, license=loaded.license,
             weights_sha256=file_sha256(source),
         )  # fmt: skip
-    size = os.path.getsize(arguments.output) / 1e6
-    weights = read_metadata(arguments.output)["license"] or "of your own"
-    print(f"{arguments.output}: {arguments.model}, {size:.0f} MB, weights {weights}")
+    output = Path(arguments.output)
+    size = sum(path.stat().st_size for path in (output.iterdir() if for_timm else [output])) / 1e6
+    print(f"{output}: {arguments.model}, {size:.0f} MB, weights {loaded.license or 'of your own'}")
+    for check in checks or []:
+        print(f"  {check}")
+    if for_onnx and arguments.no_check and not for_timm:
+        print("  not checked: nobody has run it yet")
     return 0
 
 

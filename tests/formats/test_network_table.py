@@ -15,9 +15,10 @@ from conftest import run, seed_model
 from torch import Tensor, nn
 
 import swsl
-from swsl.deploy import export, network_table
+from swsl.deploy import export
 from swsl.deploy.export import ModelError, export_model, read_metadata, verify
 from swsl.deploy.frozen import FrozenRunner
+from swsl.formats import network_table
 from swsl.formats.golden import TOLERANCES, output_error
 from swsl.formats.network_table import is_known, run_table
 

@@ -78,7 +78,7 @@ Array global_average(const Array& input) {
 
 }  // namespace
 
-Array run_reference(const Network& network, const Array& input, bool bfloat16) {
+std::vector<Array> run_reference(const Network& network, const Array& input, bool bfloat16) {
   std::vector<Array> values(network.values);
   std::vector<bool> added(network.values, false);  // by an epilogue that has not rounded yet
   for (const Node& node : network.nodes)
@@ -115,7 +115,7 @@ Array run_reference(const Network& network, const Array& input, bool bfloat16) {
       round(result);
     values[node.output] = std::move(result);
   }
-  return values[network.output];
+  return values;
 }
 
 }  // namespace swsl::cpu

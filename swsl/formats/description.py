@@ -13,6 +13,7 @@ import torch
 from ..labels import LABELS
 from ..preprocess import PreprocessSpec
 from ..resnext import ResNeXt
+from ..timm_form import labels_of, spec_of
 from ..version import __version__
 from .fingerprint import fingerprint
 from .metadata import ModelError
@@ -75,13 +76,13 @@ def describe(
         raise ValueError(
             "model: expected a classifier, got num_classes=0; call model.reset_classifier(n) and train it"
         )
-    variant = getattr(model, "variant", None)
-    if labels is None and model.num_classes == len(LABELS):
-        labels = LABELS
+    if labels is None:
+        labels = labels_of(model)
     if labels is None or len(labels) != model.num_classes:
         raise ValueError(
             f"labels: expected {model.num_classes}, one a class, got {'none' if labels is None else len(labels)}"
         )
+    variant = getattr(model, "variant", None)
     eager = copy.deepcopy(model).cpu().float().eval()
     broken = [name for name, tensor in eager.state_dict().items() if not tensor.isfinite().all()]
     if broken:
@@ -91,7 +92,7 @@ def describe(
         )
     return Description(
         model=eager,
-        spec=spec or (variant.preprocess if variant else PreprocessSpec()),
+        spec=spec or spec_of(model),
         labels=tuple(labels),
         license=license or (variant.license if variant else None),
         published=variant.name if variant and tuple(labels) == LABELS else None,

@@ -21,13 +21,13 @@ from ..labels import LABELS
 from ..preprocess import PreprocessSpec
 from ..resnext import ResNeXt
 from ..system.files import hand_down
+from ..timm_form import timm_config
 from ..variants import PAPER, VARIANTS
 from .description import Description, describe
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
 _TAG = "fb_swsl_ig1b_ft_in1k"  # timm's of the published weights
-_STRIDE = 32  # of the last stage
 _MOST_LISTED = 100  # classes in a model card
 
 
@@ -140,22 +140,12 @@ def _config(found: Description) -> dict[str, Any]:
         "global_pool": "avg",
         **({"label_names": list(found.labels)} if found.labels != LABELS else {}),
         **({"model_args": arguments} if arguments else {}),
-        "pretrained_cfg": {
+        "pretrained_cfg": timm_config(
+            spec,
+            model.num_classes,
             **({"tag": _TAG} if found.published else {}),
-            "custom_load": False,
-            "input_size": [3, *spec.input_size],
-            "fixed_input_size": False,
-            "interpolation": spec.interpolation,
-            "crop_pct": spec.crop_pct,
-            "crop_mode": "center",
-            "mean": list(spec.mean),
-            "std": list(spec.std),
-            "num_classes": model.num_classes,
-            "pool_size": [-(-side // _STRIDE) for side in spec.input_size],
-            "first_conv": "conv1",
-            "classifier": "fc",
             **({"license": found.license.lower()} if found.license else {}),
-        },
+        ),
     }
     kept = ("variant", "license", "weights_sha256", "fingerprint", "versions")
     config["swsl"] = {name: fields[name] for name in kept}

@@ -111,7 +111,8 @@ def export_onnx(
         graph = _network(found, "batch" if with_preprocessing else "images")
         before = None
         if with_preprocessing:
-            first = preprocessing_graph(found.spec, graph.ir_version, graph.opset_import[0].version)
+            (opset,) = (used.version for used in graph.opset_import if not used.domain)
+            first = preprocessing_graph(found.spec, graph.ir_version, opset)
             before = Path(folder, "preprocessing.onnx")
             onnx.save(first, before)
             graph = onnx.compose.add_prefix(graph, "network/", rename_inputs=False, rename_outputs=False)

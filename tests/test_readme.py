@@ -19,6 +19,7 @@ from PIL import Image
 import swsl
 import swsl.deploy.runner
 from swsl.cli.main import build_parser
+from swsl.timm_form import is_folder
 
 README = (ROOT / "README.md").read_text("utf-8")
 TRAINING = re.search(r"^## Fine-tune.*?(?=^## )", README, re.DOTALL | re.MULTILINE)[0]
@@ -252,6 +253,18 @@ def test_switching_from_timm_is_what_the_table_says(photo: Path) -> None:
         timm.create_model(deprecated, pretrained=False)
     for name in swsl.VARIANTS:
         assert timm.is_model_pretrained(present.replace("resnext50_32x4d", name.removeprefix("swsl_")))
-    for method in re.findall(r"model\.(\w+)", table):
-        assert hasattr(swsl.ResNeXt, method)
+    model = swsl.create_model(deprecated, pretrained=False)
+    for name in re.findall(r"model\.(\w+)", table):
+        assert hasattr(model, name)
     assert torch.is_tensor(swsl.preprocess(photo))
+
+
+def test_what_each_tool_has_is_a_name_here() -> None:
+    """The folders and repositories of the tables are tried in test_timm_folders.py."""
+    names = set(re.findall(r"swsl\.create_model\('([^']*)'", README))
+    plain = {name for name in names if not is_folder(name)}
+    assert {swsl.variants.find_variant(name).name for name in plain} == {"swsl_resnext50_32x4d"}
+    assert len(plain) == 2
+    assert {name.partition(":")[0] for name in names - plain} == {"local-dir", "hf-hub"}
+    (line,) = re.findall(r"`swsl (classify [^`]* --weights local-dir:[^`]*)`", README)
+    assert is_folder(build_parser().parse_args(shlex.split(line)).weights)

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _leave_stdout()
             return 141
         except (KeyboardInterrupt, RuntimeError, ValueError, OSError, ImportError) as error:
-            what = as_typed(error, arguments)
+            what = " ".join(as_typed(error, arguments).split())
             try:
                 sys.stdout.flush()
             except OSError:
@@ -75,7 +75,8 @@ def _run(arguments: argparse.Namespace) -> int:
     targets = [resolve_target(path) for path in paths if path not in (None, "-")]
     for name in arguments.pictures:
         try:
-            picture_format(getattr(arguments, name) or "none.png")
+            if path := getattr(arguments, name):
+                picture_format(path)
         except ValueError as error:
             raise argparse.ArgumentError(None, f"{name}: {error}") from error
     if any(map(is_stdout, targets)):  # which then is the output's alone

@@ -121,11 +121,9 @@ def _add_finetune(commands: Any) -> None:
         help="save for --resume every N steps too (default: after each epoch)",
     )  # fmt: skip
     _add_max_corrupt(group)
+    # What is not given is decided by TrainOptions, or by the run that is resumed.
     for action in command._actions:
-        if action.dest not in (
-            "output",
-            "resume",
-        ):  # what is not given, TrainOptions or the resumed run decides
+        if action.dest not in ("output", "resume"):
             action.default = argparse.SUPPRESS
     command.set_defaults(run=_finetune, interrupted="")  # it says itself what is kept
 

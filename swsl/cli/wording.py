@@ -7,26 +7,25 @@ import re
 
 
 def as_typed(text: object, arguments: argparse.Namespace) -> str:
-    """A message in one line, in which the library's names of arguments are the options of the command that was given.
+    """A message in which the library's names of arguments are the options of the command that was given.
 
-    The library's messages begin with the argument that is wrong (``max_pixels: …``) and name others as ``weights=FILE`` or, where
-    that is no English word, as ``batch_size``.
+    The library's messages begin with the argument that is wrong (``epochs: …``), and name others as ``weights=FILE`` or, where
+    that is no English word, as ``batch_size``. Names of files, which a message may begin with too, stay as they are.
     """
     actions = {action.dest: action for action in arguments.parser._actions}
-    message = " ".join(str(text).split())
-    first, colon, rest = message.partition(": ")
-    if colon and first in actions and _is_typed(actions[first], arguments):
-        message = f"{_flag(actions[first])}: {rest}"
     names = "|".join(map(re.escape, actions))
-    alone = r"(?<![\w./-])"  # no part of a path
-    message = re.sub(
-        rf"{alone}({names})=(\"[^\"]*\"|'[^']*'|[^\s,;)]*)", lambda m: _given(actions[m[1]], m[2]), message
-    )
-    return re.sub(
-        rf"{alone}({names})(?![\w/=-]|\.\w)",
-        lambda m: _flag(actions[m[1]]) if "_" in m[1] else m[1],
-        message,
-    )
+    first, colon, rest = str(text).partition(": ")
+    if colon and first in actions and ("_" in first or _is_typed(actions[first], arguments)):
+        first = _flag(actions[first])
+
+    def given(found: re.Match[str]) -> str:
+        return _given(actions[found[1]], found[2].strip("\"'"))
+
+    def alone(found: re.Match[str]) -> str:
+        return _flag(actions[found[0]]) if "_" in found[0] else found[0]
+
+    message = re.sub(rf"(?<=[\s(])({names})=(\"[^\"]*\"|'[^']*'|[^\s,;)]*)", given, first + colon + rest)
+    return re.sub(rf"(?<=[\s(])({names})(?![\w/=-]|\.\w)", alone, message)
 
 
 def _is_typed(action: argparse.Action, arguments: argparse.Namespace) -> bool:
@@ -40,9 +39,7 @@ def _flag(action: argparse.Action) -> str:
 
 
 def _given(action: argparse.Action, value: str) -> str:
-    """Words of a command line that give the action this value of Python's."""
+    """What is typed where the library's argument has this value."""
     if value == "None" or (action.nargs == 0 and value != str(action.const)):
         return f"without {_flag(action)}"
-    return (
-        _flag(action) if action.nargs == 0 else f"{_flag(action)} {value.strip(chr(34) + chr(39))}".rstrip()
-    )
+    return _flag(action) if action.nargs == 0 or not value else f"{_flag(action)} {value}"

@@ -62,7 +62,6 @@ class DynamicBatcher:
         self._process = os.getpid()
         self._runner = runner
         self._preparing = 0  # requests whose images are with the pool
-        self._pool = ThreadPoolExecutor(options.get("workers") or torch.get_num_threads(), "swsl submitted")
         # Images as they were submitted, and as the runner gets them.
         self._waiting: SimpleQueue[tuple[ImageSource, ImageSource, Future[Result]] | None] = SimpleQueue()
         self._room = threading.BoundedSemaphore(max_queue)
@@ -71,6 +70,7 @@ class DynamicBatcher:
         self._over: BaseException | None = None  # why no more may be submitted
         self._failed: BaseException | None = None  # and why what was submitted is not computed
         results = runner.stream(self._sources(), batch_size=max_batch, max_wait=max_wait, **options)
+        self._pool = ThreadPoolExecutor(options.get("workers") or torch.get_num_threads(), "swsl submitted")
         self._thread = threading.Thread(
             target=self._answer, args=(results,), name="swsl batcher", daemon=True
         )

@@ -104,6 +104,6 @@ def check_unreadable(errors: Sequence[str], images: int, allowed: float) -> None
     """
     if len(errors) > allowed * images:
         raise DataError(
-            f"{len(errors)} images cannot be read, more than {allowed:.0%} of all ({errors[0]}); "
-            f"repair or remove them, or raise max_corrupt"
+            f"{len(errors)} of {images} images cannot be read, more than {allowed:.0%} ({errors[0]}); repair or remove them, or "
+            "raise max_corrupt"
         )

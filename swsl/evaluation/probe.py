@@ -69,7 +69,7 @@ def probe(
     Raises:
         DataError: no such data set, fewer than two usable images of a class in train, or too many that are unreadable.
         ImportError: scikit-learn is missing.
-        ValueError: ``neighbours`` below 1.
+        ValueError: ``neighbours`` below 1, or ``max_corrupt`` out of bounds.
     """
     try:
         from sklearn.linear_model import LogisticRegression
@@ -80,6 +80,8 @@ def probe(
         raise ImportError("probing features needs scikit-learn: pip install scikit-learn") from error
     if neighbours < 1:
         raise ValueError(f"neighbours: expected 1 or more, got {neighbours}")
+    if not 0 <= max_corrupt < 1:
+        raise ValueError(f"max_corrupt: expected 0 or more and below 1, got {max_corrupt}")
     with working(f"listing {root}", enabled=progress):
         train, val = list_training_data(root)
     failed: list[str] = []

@@ -25,9 +25,9 @@ RUN = ("--epochs", "1", "--batch-size", "8", "--lr", "0.01", "--workers", "0", "
         ("finetune d --lr 0", "learning_rate: expected a positive number", "--lr: expected a positive number"),
         ("finetune d", "batch_size: 6 images", "--batch-size: 6 images"),
         ("finetune d", "give weights=FILE or scratch=True", "give --weights FILE or --scratch"),
-        ("finetune d", "epochs=10, clip_norm=None, flip=True", "--epochs 10, without --clip-norm, without --no-flip"),
-        ("finetune d", "flip=False, compile=False, recipe='swsl'.", "--no-flip, without --compile, --recipe swsl."),
-        ("finetune d", "data='/a/b', 48 training images", "DIR /a/b, 48 training images"),
+        ("finetune d", "has epochs=10, clip_norm=None, flip=True", "has --epochs 10, without --clip-norm, without --no-flip"),
+        ("finetune d", "has flip=False, compile=False, recipe='swsl'.", "has --no-flip, without --compile, --recipe swsl."),
+        ("finetune d", "has data='/a/b', 48 training images", "has DIR /a/b, 48 training images"),
         ("classify a.jpg", "give its path as weights=", "give its path as --weights"),
         ("classify a.jpg", "a.jpg: 9 pixels; raise max_pixels if", "a.jpg: 9 pixels; raise --max-pixels if"),
         # What was not typed, and what is no argument: files, other names of Python.
@@ -35,7 +35,8 @@ RUN = ("--epochs", "1", "--batch-size", "8", "--lr", "0.01", "--workers", "0", "
         ("classify weights", "weights: no such file", "weights: no such file"),
         ("demo -o output", "output: is a directory", "output: is a directory"),
         ("classify a.jpg", "b/max_pixels.jpg: no, top_k/a.jpg: no", "b/max_pixels.jpg: no, top_k/a.jpg: no"),
-        ("export n -o m.pt", "got num_classes=0;\n  call it", "got num_classes=0; call it"),
+        ("classify a.jpg", "weights=1/a.jpg: no, a  max_pixels.jpg: no", "weights=1/a.jpg: no, a  max_pixels.jpg: no"),
+        ("export n -o m.pt", "got num_classes=0; call it", "got num_classes=0; call it"),
     ],
 )  # fmt: skip
 def test_the_librarys_names_become_the_commands(line: str, message: str, expected: str) -> None:
@@ -53,6 +54,7 @@ def test_the_librarys_names_become_the_commands(line: str, message: str, expecte
         (["finetune", "{data}", *SMALL_ARGUMENTS, "--weights", "w"], "--scratch: starts from no weights"),
         (["validate", "{data}", "--weights", "none.pth"], "--weights: none.pth: no such file"),
         (["explain", "{photo}", "--weights", "{trained}", "--device", "cuda:97"], "--device: 'cuda:97' was asked for"),
+        (["probe", "{data}", "--max-corrupt", "-1", "--weights", "{trained}"], "--max-corrupt: expected 0 or more and"),
         (["probe", "{data}", "--max-corrupt", "0.01", "--weights", "{trained}"], "or raise --max-corrupt"),
     ],
 )  # fmt: skip
@@ -188,7 +190,7 @@ def test_one_unreadable_image_makes_the_status_1_unless_it_is_allowed(
         shutil.rmtree(out, ignore_errors=True)
         assert main([*command, "--max-corrupt", "0"]) == 1
         last = capsys.readouterr().err.splitlines()[-1]
-        assert last.startswith("swsl: error: 1 images cannot be read, more than 0% of all (")
+        assert last.startswith("swsl: error: 1 of 69 images cannot be read, more than 0% (")
         assert last.endswith("raise --max-corrupt")
     assert "--max-corrupt allows" in " ".join(build_parser().format_help().split())
 

@@ -79,10 +79,10 @@ def test_unreadable_images_count_over_all_processes(folders: Path, tmp_path: Pat
         "-m", "swsl", "finetune", folders, *SMALL_ARGUMENTS, "--epochs", 1, "--batch-size", 24, "--workers", 0,
         "--device", "cpu", "--max-corrupt", 0.02, "-o", tmp_path / "run", code=1,
     )  # fmt: skip
-    assert result.stderr.count("2 images cannot be read, more than 2%") == 1
+    assert result.stderr.count("2 of 69 images cannot be read, more than 2%") == 1
     assert result.stderr.count("swsl: skipped: ") == 2
     cause = result.stderr.partition("Root Cause")[2]
-    assert "traceback : swsl: error: 2 images cannot be read" in cause  # torchrun's last words
+    assert "traceback : swsl: error: 2 of 69 images cannot be read" in cause  # torchrun's last words
 
 
 def test_processes_that_see_different_folders_do_not_train_together(options: TrainOptions) -> None:

@@ -288,7 +288,7 @@ def test_classify_says_what_it_took(
     )
     assert main(["classify", str(photo), "--weights", str(path)]) == 0
     wrapped = capsys.readouterr()
-    assert f"swsl: warning: weights: {path}: took state_dict/model.*\n" in wrapped.err
+    assert f"swsl: warning: --weights: {path}: took state_dict/model.*\n" in wrapped.err
     assert main(["classify", str(photo), "--weights", str(plain)]) == 0
     said = capsys.readouterr()
     assert said.out == wrapped.out

@@ -48,7 +48,7 @@ def cached_export(name: str, weights: str | os.PathLike[str] | None = None) -> P
     Raises:
         swsl.WeightsError: the weights cannot be had or do not fit.
     """
-    from ..deploy.export import export_model
+    from ..deploy.export import default_suffix, export_model
     from ..formats.metadata import FORMAT
     from ..training.checkpoint import load_model
     from ..variants import find_variant, find_weights
@@ -58,7 +58,8 @@ def cached_export(name: str, weights: str | os.PathLike[str] | None = None) -> P
     with working(f"hashing {source}"):
         digest = file_sha256(source)
     folder = Path(torch.hub.get_dir(), "swsl")
-    path = folder / f"{name}-{digest[:16]}-format{FORMAT}-swsl{__version__}-torch{torch.__version__}.pt"
+    made_by = f"format{FORMAT}-swsl{__version__}-torch{torch.__version__}"
+    path = folder / f"{name}-{digest[:16]}-{made_by}{default_suffix()}"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         loaded = load_model(name, source)

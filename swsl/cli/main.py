@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -139,17 +139,34 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_list)
 
     command = commands.add_parser(
-        "export", help="freeze a model into one TorchScript file for LibTorch and the runner"
+        "export", help="freeze a model into one file for the runner, and for LibTorch or torch.export"
     )
-    command.add_argument("model", metavar="NAME|FILE", help="a variant, or a training run's best.pth")
+    command.add_argument(
+        "model", nargs="?", metavar="NAME|FILE", help="a variant, or a training run's best.pth"
+    )
+    command.add_argument(
+        "--from", dest="foreign", metavar="timm:NAME|torchvision:NAME",
+        help="instead: a ResNet or ResNeXt of timm or torchvision, or another network of the same operators, with its own "
+        "preprocessing",
+    )  # fmt: skip
+    command.add_argument(
+        "--no-pretrained", action="store_true", help="with --from: weights from a fixed seed, to measure with"
+    )
+    command.add_argument(
+        "--test-size",
+        action="store_true",
+        help="with --from timm:NAME: the input of its tests, often larger than the training's",
+    )
     command.add_argument(
         "--weights",
         metavar="FILE",
         help="path or URL of other weights: a state dict or a training program's checkpoint",
     )
     command.add_argument(
-        "-o", "--output", required=True, metavar="FILE", help="the file to write, model.pt say"
-    )
+        "-o", "--output", metavar="FILE",
+        help="the file to write: TorchScript, or a program of torch.export if it ends in .pt2 (default model.pt, or model.pt2 "
+        "where Python is 3.14 and has no TorchScript)",
+    )  # fmt: skip
     command.set_defaults(run=_export, writes=("output",))
 
     command = commands.add_parser("verify", help="repeat the golden check of a frozen module")
@@ -212,13 +229,28 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from ..deploy.export import export_model, read_metadata
+    from ..deploy.export import default_suffix, export_model, read_metadata
     from ..system.progress import working
-    from ..training.checkpoint import load_checkpoint, load_model
+    from ..training.checkpoint import Checkpoint, load_checkpoint, load_model
     from ..variants import find_variant, find_weights
-    from ..weights import file_sha256
+    from ..weights import file_sha256, locate
+    from .foreign import Foreign, load_foreign
 
-    if os.path.isfile(arguments.model):
+    if (arguments.model is None) == (arguments.foreign is None):
+        raise argparse.ArgumentError(None, "expected a NAME, a FILE or --from, one of them")
+    if arguments.foreign is None and (arguments.no_pretrained or arguments.test_size):
+        raise argparse.ArgumentError(None, "--no-pretrained and --test-size: only with --from")
+    source: Path | None
+    load: Callable[[], Checkpoint | Foreign]
+    if arguments.foreign:
+        if arguments.weights and arguments.no_pretrained:
+            raise argparse.ArgumentError(None, "--no-pretrained: --weights are some; give one or the other")
+        source = locate(arguments.weights) if arguments.weights else None
+        load = partial(
+            load_foreign, arguments.foreign, weights=source, pretrained=not arguments.no_pretrained,
+            test_size=arguments.test_size,
+        )  # fmt: skip
+    elif os.path.isfile(arguments.model):
         if arguments.weights:
             raise argparse.ArgumentError(None, f"--weights: {arguments.model} has weights of its own")
         source = Path(arguments.model)
@@ -226,15 +258,22 @@ def _export(arguments: argparse.Namespace) -> int:
     else:
         source = find_weights(find_variant(arguments.model), arguments.weights)
         load = partial(load_model, arguments.model, source)
-    with working(f"freezing {arguments.model}"):
+    output = arguments.output or f"model{default_suffix()}"
+    name = arguments.foreign or arguments.model
+    with working(f"freezing {name}"):
         loaded = load()
         export_model(
-            loaded.model, arguments.output, spec=loaded.spec, labels=loaded.labels, license=loaded.license,
-            weights_sha256=file_sha256(source),
+            loaded.model, output, spec=loaded.spec, labels=loaded.labels, license=loaded.license,
+            weights_sha256=file_sha256(source) if source else None,
         )  # fmt: skip
-    size = os.path.getsize(arguments.output) / 1e6
-    weights = read_metadata(arguments.output)["license"] or "of your own"
-    print(f"{arguments.output}: {arguments.model}, {size:.0f} MB, weights {weights}")
+    size = os.path.getsize(output) / 1e6
+    licence = read_metadata(output)["license"]
+    weights = (
+        f"weights {licence or ('of a licence that is not stated' if arguments.foreign else 'of your own')}"
+    )
+    print(
+        f"{output}: {name}, {size:.0f} MB, {'weights from a fixed seed' if arguments.no_pretrained else weights}"
+    )
     return 0
 
 
@@ -244,7 +283,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     with working(f"verifying {arguments.module}"):
         error = verify(arguments.module)
-    print(f"{arguments.module}: relative error {error:.1e} in TorchScript on the CPU")
+    print(f"{arguments.module}: relative error {error:.1e} on the CPU")
     return 0
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from .preprocess import PreprocessSpec
 from .resnext import ResNeXt
 from .weights import WeightsError
@@ -76,18 +78,22 @@ def set_config(model: ResNeXt, config: dict[str, Any]) -> None:
     model.pretrained_cfg = model.default_cfg = config
 
 
-def spec_of(model: ResNeXt) -> PreprocessSpec:
-    """A model's own preprocessing; the published models' where it carries none."""
+def spec_of(model: nn.Module) -> PreprocessSpec:
+    """A model's own preprocessing, as ours and timm's carry it; the published models' where it carries none.
+
+    Raises:
+        ValueError: it is of a kind that is not ours.
+    """
     config = getattr(model, "pretrained_cfg", None)
     return read_spec(config) if config else PreprocessSpec()
 
 
-def labels_of(model: ResNeXt) -> tuple[str, ...] | None:
+def labels_of(model: nn.Module, num_classes: int) -> tuple[str, ...] | None:
     """A model's own class names, or ImageNet's where it has 1,000 classes; None for other classes that it does not name."""
     from .labels import LABELS
 
     own: tuple[str, ...] | None = getattr(model, "pretrained_cfg", {}).get("label_names")
-    return own or (LABELS if model.num_classes == len(LABELS) else None)
+    return own or (LABELS if num_classes == len(LABELS) else None)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def cached_export(name: str, weights: str | os.PathLike[str] | None = None) -> P
     Raises:
         swsl.WeightsError: the weights cannot be had or do not fit.
     """
-    from ..deploy.export import export_model
+    from ..deploy.export import default_suffix, export_model
     from ..formats.metadata import FORMAT
     from ..timm_form import is_folder
     from ..training.checkpoint import load_model, model_files
@@ -59,7 +59,8 @@ def cached_export(name: str, weights: str | os.PathLike[str] | None = None) -> P
         digest, *others = map(file_sha256, files)
     folder = Path(torch.hub.get_dir(), "swsl")
     label = "-".join(["timm" if is_folder(name) else name, *(each[:16] for each in (digest, *others))])
-    path = folder / f"{label}-format{FORMAT}-swsl{__version__}-torch{torch.__version__}.pt"
+    made_by = f"format{FORMAT}-swsl{__version__}-torch{torch.__version__}"
+    path = folder / f"{label}-{made_by}{default_suffix()}"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         loaded = load_model(name, weights)

@@ -10,16 +10,14 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from ..system.files import is_stdout, resolve_target
 from ..system.progress import say
 from ..system.torchrun import handed_over, is_first
 from ..version import __version__
-from . import demo, images, training
+from . import demo, export, images, training
 from .arguments import positive
 from .completion import SHELLS, PrintCompletion
 from .wording import as_typed
@@ -153,31 +151,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("list", help="the four variants and every published fact about them")
     command.set_defaults(run=_list)
 
-    command = commands.add_parser(
-        "export",
-        help="freeze a model into one TorchScript file for LibTorch and the runner, or write it for other programs",
-    )
-    command.add_argument("model", metavar="NAME|FILE", help="a variant, or a training run's best.pth")
-    command.add_argument(
-        "--weights",
-        metavar="FILE",
-        help="path or URL of other weights: a state dict or a training program's checkpoint",
-    )
-    command.add_argument(
-        "-o", "--output", required=True, metavar="FILE",
-        help="the file to write, model.pt say; ONNX if its name ends in .onnx",
-    )  # fmt: skip
-    command.add_argument(
-        "--format", choices=("timm",), help="write a folder for timm and the Hugging Face Hub instead"
-    )
-    command.add_argument(
-        "--with-preprocessing", action="store_true",
-        help="ONNX: take uint8 RGB images N×H×W×3, and resize, crop and normalise them in the graph",
-    )  # fmt: skip
-    command.add_argument(
-        "--no-check", action="store_true", help="ONNX: write it where no runtime is installed to try it in"
-    )
-    command.set_defaults(run=_export)
+    export.add_export(commands)
 
     command = commands.add_parser("verify", help="repeat the golden check of a frozen module")
     command.add_argument("module", metavar="FILE", help="a file that `swsl export` wrote")
@@ -242,59 +216,13 @@ def _list(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _export(arguments: argparse.Namespace) -> int:
-    from ..deploy.export import export_model
-    from ..formats.onnx_graph import export_onnx
-    from ..formats.timm_folder import export_timm, resolve_folder
-    from ..system.progress import working
-    from ..training.checkpoint import load_checkpoint, load_model, model_files
-    from ..weights import file_sha256
-
-    write: Callable[..., Any] = export_model
-    for_timm, for_onnx = arguments.format == "timm", arguments.output.endswith(".onnx")
-    (resolve_folder if for_timm else resolve_target)(arguments.output)  # before any work
-    if for_timm:
-        write = export_timm
-    elif for_onnx:
-        write = partial(
-            export_onnx, with_preprocessing=arguments.with_preprocessing, check=not arguments.no_check
-        )
-    for name in ("with_preprocessing", "no_check"):
-        if getattr(arguments, name) and (for_timm or not for_onnx):
-            raise argparse.ArgumentError(
-                None, f"--{name.replace('_', '-')}: is of ONNX files; expected -o FILE.onnx"
-            )
-    if os.path.isfile(arguments.model):
-        if arguments.weights:
-            raise argparse.ArgumentError(None, f"--weights: {arguments.model} has weights of its own")
-        source = Path(arguments.model)
-        load = partial(load_checkpoint, source)
-    else:
-        source = model_files(arguments.model, arguments.weights)[0]
-        load = partial(load_model, arguments.model, arguments.weights)
-    with working(f"exporting {arguments.model}"):
-        loaded = load()
-        checks = write(
-            loaded.model, arguments.output, spec=loaded.spec, labels=loaded.labels, license=loaded.license,
-            weights_sha256=file_sha256(source),
-        )  # fmt: skip
-    output = Path(arguments.output)
-    size = sum(path.stat().st_size for path in (output.iterdir() if for_timm else [output])) / 1e6
-    print(f"{output}: {arguments.model}, {size:.0f} MB, weights {loaded.license or 'of your own'}")
-    for check in checks or []:
-        print(f"  {check}")
-    if for_onnx and arguments.no_check and not for_timm:
-        print("  not checked: nobody has run it yet")
-    return 0
-
-
 def _verify(arguments: argparse.Namespace) -> int:
     from ..deploy.export import verify
     from ..system.progress import working
 
     with working(f"verifying {arguments.module}"):
         error = verify(arguments.module)
-    print(f"{arguments.module}: relative error {error:.1e} in TorchScript on the CPU")
+    print(f"{arguments.module}: relative error {error:.1e} on the CPU")
     return 0
 
 

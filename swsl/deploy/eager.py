@@ -95,7 +95,7 @@ class EagerRunner(AnyRunner):
         self._take_options(device, batch_size, exif_orientation, max_pixels)
         self.spec = spec or spec_of(model)
         if labels is None:
-            labels = labels_of(model) or [str(i) for i in range(model.num_classes)]
+            labels = labels_of(model, model.num_classes) or [str(i) for i in range(model.num_classes)]
         if len(labels) != model.num_classes:
             raise ValueError(f"labels: expected {model.num_classes}, one a class, got {len(labels)}")
         self.labels = tuple(labels)

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from ..preprocess import PreprocessSpec
-from ..resnext import ResNeXt
 from ..system.files import replacing
 from .description import Description, describe
 from .golden import TOLERANCES, golden_input, output_error
 from .metadata import ModelError
 from .onnx_preprocessing import MOST_STEPS, difference, preprocessing_graph, refuse_other_specs, sample_images
+from .program import Answers
 
 Run = Callable[[Tensor], list[Tensor]]
 """A graph in a runtime: the images to its outputs."""
@@ -59,7 +59,7 @@ class Agreement:
 @torch.inference_mode(False)
 @torch.no_grad()
 def export_onnx(
-    model: ResNeXt,
+    model: nn.Module,
     path: str | os.PathLike[str],
     *,
     spec: PreprocessSpec | None = None,
@@ -73,10 +73,10 @@ def export_onnx(
     mode, and only then give it its name.
 
     Args:
-        model: with a classifier; of any class count. Neither its weights nor its mode are changed.
+        model: as `swsl.export_model` takes it. Neither its weights nor its mode are changed.
         path: the file to write, ``.onnx`` by custom.
-        spec: the preprocessing; the variant's by default.
-        labels: class names, one a class; ImageNet's by default where there are 1,000.
+        spec: the preprocessing; the model's own by default.
+        labels: class names, one a class; by default the model's own, or ImageNet's where there are 1,000.
         license: of the weights; the variant's by default, which also binds what was fine-tuned from it.
         weights_sha256: of the file that the weights came from, where that is known.
         with_preprocessing: resize, crop and normalise in the graph, whose input then is uint8 RGB images N×H×W×3 of one size.
@@ -128,18 +128,6 @@ def export_onnx(
         ]
 
 
-class _Outputs(nn.Module):
-    """Logits and embedding of one pass."""
-
-    def __init__(self, model: ResNeXt) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        embedding = self.model.forward_head(self.model.forward_features(images), pre_logits=True)
-        return self.model.fc(embedding), embedding
-
-
 def _network(found: Description, name: str) -> Any:
     """The model as an onnx.ModelProto, whose input is called ``name``."""
     example = torch.zeros(2, 3, *found.spec.input_size)  # of one image the exporter would make a constant
@@ -147,7 +135,7 @@ def _network(found: Description, name: str) -> Any:
         for category in (FutureWarning, DeprecationWarning):  # of what the exporter itself calls
             warnings.filterwarnings("ignore", category=category)
         program = torch.onnx.export(
-            _Outputs(found.model).eval(), (example,), dynamo=True, verbose=False,
+            Answers(found.model).eval(), (example,), dynamo=True, verbose=False,
             input_names=[name], output_names=["logits", "embedding"], dynamic_shapes=[{0: torch.export.Dim("N")}],
         )  # fmt: skip
     assert program is not None

@@ -45,8 +45,8 @@ def export_timm(
     Args:
         model: with a classifier; of any class count. It is not changed.
         folder: made where there is none. One with files in it must be one that this function wrote: its three files are replaced.
-        spec: the preprocessing; the variant's by default.
-        labels: class names, one a class; ImageNet's by default where there are 1,000.
+        spec: the preprocessing; the model's own by default.
+        labels: class names, one a class; by default the model's own, or ImageNet's where there are 1,000.
         license: of the weights; the variant's by default, which also binds what was fine-tuned from it.
         weights_sha256: of the file that the weights came from, where that is known.
 
@@ -61,6 +61,10 @@ def export_timm(
     except ImportError as error:
         raise ImportError(f"{folder}: writing it needs safetensors: pip install safetensors") from error
     target = resolve_folder(folder)
+    if not isinstance(model, ResNeXt):
+        raise ValueError(
+            f"model: expected a ResNeXt of swsl, got {type(model).__name__}, which timm has or does not know"
+        )
     found = describe(model, folder, spec, labels, license, weights_sha256)
     # All of it beside the target first: then renaming is all that is left to do.
     temporary = Path(
@@ -131,6 +135,7 @@ def _architecture(model: ResNeXt) -> tuple[str, dict[str, Any]]:
 
 def _config(found: Description) -> dict[str, Any]:
     model, spec = found.model, found.spec
+    assert isinstance(model, ResNeXt)  # which `export_timm` has seen to
     architecture, arguments = _architecture(model)
     fields = found.fields()
     config: dict[str, Any] = {

@@ -102,7 +102,7 @@ def _load_folder(name: str, weights: str | os.PathLike[str] | None) -> Checkpoin
     license_ = model.pretrained_cfg.get("license")
     if hasattr(model, "variant"):
         license_ = WEIGHTS_LICENSE  # which timm's files have in small letters
-    labels = labels_of(model) or tuple(map(str, range(model.num_classes)))
+    labels = labels_of(model, model.num_classes) or tuple(map(str, range(model.num_classes)))
     return Checkpoint(model, spec_of(model), labels, variant_of(model), license_)
 
 

@@ -215,6 +215,11 @@ TEST(residual_networks) {
       x = net.simple(Operation::relu, {x});
       x = net.simple(Operation::max_pool, {x}, window(3, 2, 1));
       if (trial % 3 == 0) x = net.simple(Operation::average_pool, {x}, window(2, 1, 1));
+      if (trial % 3 == 1) {
+        Window pool = window(pick(2, 3), 2, pick(0, 1));
+        pool.ceil_mode = true;
+        x = net.simple(Operation::average_pool, {x}, pool);
+      }
       for (int block = 0; block < 4; ++block) {
         const int stride = block == 2 ? 2 : 1, width = pick(1, 2) * 32,
                   out = block == 0 || block == 2 ? pick(1, 3) * 32 : net.channels[x];

@@ -94,6 +94,14 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / archive.name.removesuffix(".tar.gz")
 
 
+@pytest.fixture
+def environment(source: Path) -> Path:
+    """Where a test makes the one that it builds for: the same place, whose torch's headers need not be compiled with again."""
+    folder = source.parent / "environment"
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "model.pt"
@@ -122,9 +130,9 @@ def predictions_of_project(name: str, python: Path, tmp_path: Path, *arguments: 
 
 
 def test_a_wheel_is_built_without_torch_and_runs_with_any(
-    source: Path, model: Path, tmp_path: Path, photo: Path
+    source: Path, environment: Path, model: Path, tmp_path: Path, photo: Path
 ) -> None:
-    bare = make_environment(tmp_path / "bare", torch=False)
+    bare = make_environment(environment, torch=False)
     pip(bare, "wheel", "--no-build-isolation", "--no-deps", "-w", tmp_path, source, SWSL_BUILD="1")
     (wheel,) = tmp_path.glob("*.whl")
     assert requirements(wheel) == ["Requires-Dist: torch>=2.8"]
@@ -143,9 +151,9 @@ def test_a_wheel_is_built_without_torch_and_runs_with_any(
 
 
 def test_a_libtorch_part_that_cannot_be_built_is_left_out_until_it_can(
-    source: Path, model: Path, tmp_path: Path, photo: Path
+    source: Path, environment: Path, model: Path, tmp_path: Path, photo: Path
 ) -> None:
-    python = make_environment(tmp_path / "environment", torch=True)
+    python = make_environment(environment, torch=True)
     install(python, source, CMAKE_ARGS=f"-DSWSL_TORCH_PREFIX={tmp_path}/nowhere")
     info = build_info(python)
     assert (info["compiled"], info["torch"]) == (True, "")
@@ -173,10 +181,10 @@ def files_below(*folders: Path) -> set[Path]:
 
 @pytest.mark.parametrize("editable", [True, False])
 def test_nothing_is_left_of_an_installation(
-    editable: bool, source: Path, model: Path, tmp_path: Path, photo: Path
+    editable: bool, source: Path, environment: Path, model: Path, tmp_path: Path
 ) -> None:
-    python = make_environment(tmp_path / "environment", torch=True)
-    folders = (source, *(tmp_path / "environment").glob("lib/python*/site-packages"))
+    python = make_environment(environment, torch=True)
+    folders = (source, *environment.glob("lib/python*/site-packages"))
     shutil.rmtree(source / "swsl.egg-info", ignore_errors=True)  # a checkout has none
     before = files_below(*folders)
     install(python, *(["-e"] if editable else []), source, SWSL_BUILD="1")

@@ -78,10 +78,8 @@ def test_list_shows_every_published_fact() -> None:
             assert fact in result.stdout
 
 
-def test_classify_a_folder(folder: Path, weights50: Path) -> None:
-    result = run(
-        "classify", "images", "--weights", weights50, "--format", "json", "--top-k", 2, cwd=folder.parent
-    )
+def test_classify_a_folder(folder: Path, engine: list[str]) -> None:
+    result = run("classify", "images", *engine, "--format", "json", "--top-k", 2, cwd=folder.parent)
     assert result.returncode == 1
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert [row["path"] for row in rows] == [f"images/{name}" for name in ("a.jpg", "folder/b.png", "folder/bad.jpg", "folder/deeper/c.jpeg")]  # fmt: skip

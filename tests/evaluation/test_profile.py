@@ -51,8 +51,8 @@ def scattered(found: Profile) -> Profile:
     return found
 
 
-def test_the_command(frozen50: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    arguments = ["profile", str(frozen50), "-o", str(tmp_path / "roofline.png")]
+def test_the_command(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["profile", tiny[1], "-o", str(tmp_path / "roofline.png")]
     assert main(arguments) == 0
     assert "\ntogether" in capsys.readouterr().out
     with Image.open(tmp_path / "roofline.png") as picture:

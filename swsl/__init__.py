@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from .deploy.native import build_info
     from .deploy.runner import Runner, cmake_prefix_path
     from .formats.metadata import ModelError
+    from .formats.onnx_graph import export_onnx
+    from .formats.timm_folder import export_timm
     from .labels import LABELS
 
 _LAZY = {
@@ -41,6 +43,8 @@ _LAZY = {
     "ModelError": "formats.metadata",
     "build_info": "deploy.native",
     "export_model": "deploy.export",
+    "export_onnx": "formats.onnx_graph",
+    "export_timm": "formats.timm_folder",
     "Runner": "deploy.runner",
     "cmake_prefix_path": "deploy.runner",
 }
@@ -74,6 +78,8 @@ __all__ = [
     "cmake_prefix_path",
     "create_model",
     "export_model",
+    "export_onnx",
+    "export_timm",
     "load_image",
     "preprocess",
     "preprocess_batch",

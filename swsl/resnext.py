@@ -93,7 +93,11 @@ class ResNeXt(nn.Module):
     """
 
     if TYPE_CHECKING:  # TorchScript would read the annotation
-        variant: Any  # the published facts about it, on a model that `create_model` has built
+        # On a model that `create_model` has built: the published facts about it, and what timm's functions read of it.
+        variant: Any
+        pretrained_cfg: dict[str, Any]
+        default_cfg: dict[str, Any]
+        feature_info: list[dict[str, Any]]
 
     def __init__(
         self, layers: Sequence[int], groups: int, width_per_group: int, num_classes: int = 1000
@@ -108,7 +112,19 @@ class ResNeXt(nn.Module):
         self.layers = tuple(layers)
         self.groups = groups
         self.width_per_group = width_per_group
-        self.num_features = 512 * EXPANSION
+        self.num_features = self.head_hidden_size = 512 * EXPANSION
+        # The maps of `feature_maps`, as timm's functions ask for them.
+        self.feature_info = [
+            {"num_chs": 64, "reduction": 2, "module": "relu"},
+            *(
+                {
+                    "num_chs": 32 * 2**stage * EXPANSION,
+                    "reduction": 2 ** (stage + 1),
+                    "module": f"layer{stage}",
+                }
+                for stage in (1, 2, 3, 4)
+            ),
+        ]
 
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
@@ -232,15 +248,28 @@ class ResNeXt(nn.Module):
         """The classifier (`nn.Identity` where there is none), or its name in the model, "fc"."""
         return "fc" if name_only else self.fc
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier with a freshly initialised one of ``num_classes`` rows; 0 removes it.
 
+        Args:
+            num_classes: of the new one. Names of the classes before are forgotten.
+            global_pool: as timm's; there is "avg" alone, and None keeps it.
+
         Raises:
-            ValueError: not a whole number of 0 or more.
+            ValueError: not a whole number of 0 or more, or another pool.
         """
         if not isinstance(num_classes, int) or num_classes < 0:
             raise ValueError(f"num_classes: expected a whole number of 0 or more, got {num_classes!r}")
+        if global_pool not in (None, "avg"):
+            raise ValueError(
+                f"global_pool: expected 'avg' or None, got {global_pool!r}; maps before any pooling are "
+                "model.forward_features(images)"
+            )
         self.num_classes = num_classes
+        if config := getattr(self, "pretrained_cfg", None):
+            config["num_classes"] = num_classes
+            for stale in ("label_names", "label_descriptions"):
+                config.pop(stale, None)
         like = self.conv1.weight
         self.fc = (
             nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)

@@ -48,14 +48,22 @@ model = torch.hub.load({str(ROOT)!r}, "swsl_resnext50_32x4d", source="local", we
 with torch.inference_mode():
     logits = model(torch.ones(1, 3, 64, 64))[0].tolist()
 import swsl
-print(json.dumps([swsl.__file__, model.variant.name, logits]))
+config = {{key: model.pretrained_cfg[key] for key in ("input_size", "interpolation", "crop_pct", "mean", "std")}}
+print(json.dumps([swsl.__file__, model.variant.name, config, logits]))
 """,
         tmp_path,
     )
     with torch.inference_mode():
         expected = model50(torch.ones(1, 3, 64, 64))[0]
     assert found[:2] == [str(ROOT / "swsl" / "__init__.py"), "swsl_resnext50_32x4d"]
-    assert torch.allclose(torch.tensor(found[2]), expected, rtol=1e-4, atol=1e-5)
+    assert found[2] == {  # what a script of timm's looks for, and needs no timm to find
+        "input_size": [3, 224, 224],
+        "interpolation": "bilinear",
+        "crop_pct": 0.875,
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    }
+    assert torch.allclose(torch.tensor(found[3]), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_published_repository(tmp_path: Path, torch_home: Path) -> None:

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from conftest import ROOT, subprocess_environment
+from conftest import ROOT, same_tensors, subprocess_environment
 from PIL import Image
 
 import swsl
 import swsl.deploy.runner
 from swsl.cli.main import build_parser
+from swsl.timm_form import is_folder
 
 README = (ROOT / "README.md").read_text("utf-8")
 TRAINING = re.search(r"^## Fine-tune.*?(?=^## )", README, re.DOTALL | re.MULTILINE)[0]
@@ -138,6 +139,12 @@ def test_commands_and_python(workplace: Path) -> None:
     for line in commands("swsl "):
         run(workplace, "sh", "-c", line)
     assert (workplace / "predictions.csv").read_text().count("photos/") == 2
+    (name,) = re.findall(r'`timm\.create_model\("local-dir:(.*?)", pretrained=True\)`', README)
+    theirs = timm.create_model(f"local-dir:{workplace / name}", pretrained=True)
+    ours = swsl.create_model(
+        "swsl_resnext50_32x4d", weights=workplace / "seeded" / "swsl_resnext50_32x4d.pth"
+    )
+    assert same_tensors(dict(theirs.named_parameters()), dict(ours.named_parameters()))
     blocks = [text for language, text in BLOCKS if language == "python"]
     assert len(blocks) >= 4
     for text in blocks:
@@ -246,6 +253,18 @@ def test_switching_from_timm_is_what_the_table_says(photo: Path) -> None:
         timm.create_model(deprecated, pretrained=False)
     for name in swsl.VARIANTS:
         assert timm.is_model_pretrained(present.replace("resnext50_32x4d", name.removeprefix("swsl_")))
-    for method in re.findall(r"model\.(\w+)", table):
-        assert hasattr(swsl.ResNeXt, method)
+    model = swsl.create_model(deprecated, pretrained=False)
+    for name in re.findall(r"model\.(\w+)", table):
+        assert hasattr(model, name)
     assert torch.is_tensor(swsl.preprocess(photo))
+
+
+def test_what_each_tool_has_is_a_name_here() -> None:
+    """The folders and repositories of the tables are tried in test_timm_folders.py."""
+    names = set(re.findall(r"swsl\.create_model\('([^']*)'", README))
+    plain = {name for name in names if not is_folder(name)}
+    assert {swsl.variants.find_variant(name).name for name in plain} == {"swsl_resnext50_32x4d"}
+    assert len(plain) == 2
+    assert {name.partition(":")[0] for name in names - plain} == {"local-dir", "hf-hub"}
+    (line,) = re.findall(r"`swsl (classify [^`]* --weights local-dir:[^`]*)`", README)
+    assert is_folder(build_parser().parse_args(shlex.split(line)).weights)

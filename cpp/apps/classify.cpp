@@ -244,8 +244,10 @@ int run(const Arguments& arguments) {
 
   const bool from_stdin = std::count(arguments.images.begin(), arguments.images.end(), "-") > 0;
   std::optional<std::int64_t> total;
-  if (to_file && Progress::visible() && !from_stdin) total = count_images(arguments.images) - file->rows();
-  Progress progress(arguments.target || !isatty(STDOUT_FILENO), total);
+  const bool shows_progress = arguments.target || !isatty(STDOUT_FILENO);
+  if (shows_progress && Progress::on_terminal() && !from_stdin)
+    total = count_images(arguments.images) - (file ? file->rows() : 0);
+  Progress progress(shows_progress, total);
   bool failed = false;
   const auto fail = [&](const std::string& message) {
     failed = true;
@@ -259,8 +261,12 @@ int run(const Arguments& arguments) {
   std::deque<std::string> under_way;
   std::string rows;
   std::int64_t count = 0;
-  const auto add = [&](const swsl::Result& result) {
-    if (!result.ok()) fail(result.error);
+  const auto add = [&](swsl::Result result) {
+    if (!result.ok()) {
+      if (const std::string why = why_no_images(arguments.images, under_way.front()); !why.empty())
+        result.error = why;
+      fail(result.error);
+    }
     rows += row(arguments.format, arguments.top_k, under_way.front(), result);
     ++count;
     under_way.pop_front();
@@ -275,15 +281,20 @@ int run(const Arguments& arguments) {
     count = 0;
   };
   const auto is_due = [&] { return stream.wait_for(std::chrono::milliseconds(0)); };
+  const auto next = [&] {
+    while (!stream.wait_for(std::chrono::seconds(1))) progress.tick();
+    return stream.pop();
+  };
   const auto write_what_is_there = [&] {
     while (is_due()) add(*stream.pop());
     if (!rows.empty()) write();
+    progress.tick();
     return !under_way.empty();
   };
   const auto take = [&](const std::string& path) {
     if (Interruption::signal()) throw Interrupted();
     if (file && file->has_next(path)) return;
-    if (stream.under_way() == stream.capacity()) add(*stream.pop());
+    if (stream.under_way() == stream.capacity()) add(*next());
     write_what_is_there();
     under_way.push_back(path);
     stream.push(path);
@@ -295,8 +306,8 @@ int run(const Arguments& arguments) {
     for_each_image(arguments.images, take, report, write_what_is_there);
     if (Interruption::signal()) throw Interrupted();
     stream.finish();
-    while (const auto result = stream.pop()) {
-      add(*result);
+    while (auto result = next()) {
+      add(std::move(*result));
       if (Interruption::signal()) throw Interrupted();
       if (!is_due()) write();
     }

@@ -1,6 +1,7 @@
 #include "sources.h"
 
 #include "lines.h"
+#include "progress.h"
 
 #include <algorithm>
 #include <cctype>
@@ -27,8 +28,8 @@ class Skipped {
   std::string line() const {
     std::string out;
     for (const auto& kind : kinds_)
-      out += (out.empty() ? "skipped: " : ", ") + std::to_string(kind.count) + ' ' + kind.name + " (" +
-             kind.example + (kind.count > 1 ? ", …)" : ")");
+      out += (out.empty() ? "skipped: " : ", ") + with_commas(std::to_string(kind.count)) + ' ' + kind.name +
+             " (" + kind.example + (kind.count > 1 ? ", …)" : ")");
     return out;
   }
 
@@ -117,4 +118,13 @@ void for_each_image(const std::vector<std::string>& images,
     }
   }
   if (const std::string line = skipped.line(); report && !line.empty()) report(line);
+}
+
+std::string why_no_images(const std::vector<std::string>& images, const std::string& path) {
+  std::error_code error;
+  if (std::find(images.begin(), images.end(), path) == images.end() || !fs::is_directory(path, error))
+    return "";
+  const bool empty = fs::directory_iterator(path, error) == fs::directory_iterator();
+  if (error) return "";  // which its error says already
+  return path + (empty ? ": is empty" : ": holds no image of a format that is read");
 }

@@ -19,3 +19,6 @@ void for_each_image(const std::vector<std::string>& images,
                     const std::function<void(const std::string& path)>& take,
                     const std::function<void(const std::string& line)>& report = {},
                     const std::function<bool()>& meanwhile = {});
+
+// What is wrong with a folder of the user's that came in its images' place; "" where that is another path.
+std::string why_no_images(const std::vector<std::string>& images, const std::string& path);

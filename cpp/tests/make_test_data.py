@@ -61,13 +61,9 @@ def main(folder: Path) -> None:
     model = seeded_model()
     spec = swsl.PreprocessSpec(input_size=(64, 64))
     tiny = folder / "tiny.pt"
-    export_model(
-        model,
-        tiny,
-        spec=spec,
-        labels=[f"class {i}" for i in range(CLASSES - 1)] + ['a, "quoted" é'],
-        license="none",
-    )
+    labels = [f"class {i}" for i in range(CLASSES - 1)] + ['a, "quoted" é']
+    for path in (tiny, folder / "tiny.pt2"):
+        export_model(model, path, spec=spec, labels=labels, license="none")
 
     photo = folder / "photo.jpg"
     shutil.copy(ROOT / "swsl" / "cli" / "chelsea.jpg", photo)
@@ -92,6 +88,12 @@ def main(folder: Path) -> None:
     with_metadata(tiny, folder / "wrong_golden.pt", wrong_golden)
     with_metadata(tiny, folder / "bad_json.pt", lambda _: '{"format": 1,')
     with_metadata(tiny, folder / "no_json.pt", lambda _: None)
+    with_metadata(folder / "tiny.pt2", folder / "no_json.pt2", lambda _: None)
+    # Of another network than ours.
+    with_metadata(
+        tiny, folder / "other_architecture.pt",
+        changed(architecture={"layers": None, "groups": None, "width_per_group": None, "num_classes": CLASSES}),
+    )  # fmt: skip
     torch.save(model.state_dict(), folder / "weights.pth")
     # A weight that is another than when the archive was written.
     with zipfile.ZipFile(tiny) as archive:

@@ -21,7 +21,7 @@ def add_model(command: argparse._ActionsContainer, *, runner: bool = True) -> ar
     sources.add_argument(
         "--weights", metavar="FILE",
         help="path or URL of other weights: a state dict or a training program's checkpoint; best.pth of `swsl finetune` "
-        "brings its own model",
+        "brings its own model, and so does a folder of timm's: local-dir:DIR or hf-hub:OWNER/NAME",
     )  # fmt: skip
     if runner:
         sources.add_argument(
@@ -38,9 +38,12 @@ def refuse_two_models(arguments: argparse.Namespace) -> None:
 
 
 def variant_name(name: str) -> str:
-    """An argument's type: the name of a variant."""
+    """An argument's type: the name of a variant, in any tool's words, or of a folder of timm's."""
+    from ..timm_form import is_folder
     from ..variants import find_variant
 
+    if is_folder(name):
+        return name
     try:
         return find_variant(name).name
     except ValueError as error:

@@ -100,8 +100,9 @@ def _seeded_runner(name: str) -> AnyRunner:
         from ..deploy.eager import EagerRunner
 
         return EagerRunner(model)
-    from ..deploy.export import export_model
+    from ..deploy.export import default_suffix, export_model
 
     with working(f"freezing {name}"), tempfile.TemporaryDirectory() as folder:
-        export_model(model, Path(folder, "seeded.pt"))
-        return Runner(Path(folder, "seeded.pt"))
+        path = Path(folder, f"seeded{default_suffix()}")
+        export_model(model, path)
+        return Runner(path)

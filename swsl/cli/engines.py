@@ -48,20 +48,22 @@ def cached_export(name: str, weights: str | os.PathLike[str] | None = None) -> P
     Raises:
         swsl.WeightsError: the weights cannot be had or do not fit.
     """
-    from ..deploy.export import export_model
+    from ..deploy.export import default_suffix, export_model
     from ..formats.metadata import FORMAT
-    from ..training.checkpoint import load_model
-    from ..variants import find_variant, find_weights
+    from ..timm_form import is_folder
+    from ..training.checkpoint import load_model, model_files
     from ..weights import file_sha256
 
-    source = find_weights(find_variant(name), weights)
-    with working(f"hashing {source}"):
-        digest = file_sha256(source)
+    files = model_files(name, weights)
+    with working(f"hashing {files[0]}"):
+        digest, *others = map(file_sha256, files)
     folder = Path(torch.hub.get_dir(), "swsl")
-    path = folder / f"{name}-{digest[:16]}-format{FORMAT}-swsl{__version__}-torch{torch.__version__}.pt"
+    label = "-".join(["timm" if is_folder(name) else name, *(each[:16] for each in (digest, *others))])
+    made_by = f"format{FORMAT}-swsl{__version__}-torch{torch.__version__}"
+    path = folder / f"{label}-{made_by}{default_suffix()}"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        loaded = load_model(name, source)
+        loaded = load_model(name, weights)
         with working(f"freezing {name}, once"):
             export_model(
                 loaded.model,

@@ -11,15 +11,13 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn
 
 from ..system.files import is_stdout, resolve_target
 from ..system.progress import say
 from ..system.torchrun import handed_over, is_first
 from ..version import __version__
-from . import demo, images, training
+from . import demo, export, images, training
 from .arguments import positive
 from .completion import SHELLS, PrintCompletion
 from .wording import as_typed
@@ -153,19 +151,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("list", help="the four variants and every published fact about them")
     command.set_defaults(run=_list)
 
-    command = commands.add_parser(
-        "export", help="freeze a model into one TorchScript file for LibTorch and the runner"
-    )
-    command.add_argument("model", metavar="NAME|FILE", help="a variant, or a training run's best.pth")
-    command.add_argument(
-        "--weights",
-        metavar="FILE",
-        help="path or URL of other weights: a state dict or a training program's checkpoint",
-    )
-    command.add_argument(
-        "-o", "--output", required=True, metavar="FILE", help="the file to write, model.pt say"
-    )
-    command.set_defaults(run=_export, writes=("output",))
+    export.add_export(commands)
 
     command = commands.add_parser("verify", help="repeat the golden check of a frozen module")
     command.add_argument("module", metavar="FILE", help="a file that `swsl export` wrote")
@@ -230,40 +216,13 @@ def _list(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _export(arguments: argparse.Namespace) -> int:
-    from ..deploy.export import export_model, read_metadata
-    from ..system.progress import working
-    from ..training.checkpoint import load_checkpoint, load_model
-    from ..variants import find_variant, find_weights
-    from ..weights import file_sha256
-
-    if os.path.isfile(arguments.model):
-        if arguments.weights:
-            raise argparse.ArgumentError(None, f"--weights: {arguments.model} has weights of its own")
-        source = Path(arguments.model)
-        load = partial(load_checkpoint, source)
-    else:
-        source = find_weights(find_variant(arguments.model), arguments.weights)
-        load = partial(load_model, arguments.model, source)
-    with working(f"freezing {arguments.model}"):
-        loaded = load()
-        export_model(
-            loaded.model, arguments.output, spec=loaded.spec, labels=loaded.labels, license=loaded.license,
-            weights_sha256=file_sha256(source),
-        )  # fmt: skip
-    size = os.path.getsize(arguments.output) / 1e6
-    weights = read_metadata(arguments.output)["license"] or "of your own"
-    print(f"{arguments.output}: {arguments.model}, {size:.0f} MB, weights {weights}")
-    return 0
-
-
 def _verify(arguments: argparse.Namespace) -> int:
     from ..deploy.export import verify
     from ..system.progress import working
 
     with working(f"verifying {arguments.module}"):
         error = verify(arguments.module)
-    print(f"{arguments.module}: relative error {error:.1e} in TorchScript on the CPU")
+    print(f"{arguments.module}: relative error {error:.1e} on the CPU")
     return 0
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ..formats.fingerprint import fingerprint
 from ..image import MAX_PIXELS, ImageError, ImageSource, several
-from ..labels import LABELS
 from ..prediction import Output, Result, top_predictions
 from ..preprocess import PreprocessSpec, preprocess, preprocess_batch
 from ..resnext import ResNeXt
+from ..timm_form import labels_of, spec_of
 from .checks import check_at_least, check_types, known_options, shown
 from .feeding import chunks
 from .protocol import AnyRunner, EngineInfo
@@ -67,8 +67,8 @@ class EagerRunner(AnyRunner):
 
     Args:
         model: put into evaluation mode and moved to ``device``; what ``torch.compile`` makes of one is fine too.
-        spec: the preprocessing; the variant's own by default.
-        labels: class names; ImageNet's where the model has 1,000 classes, else the class numbers.
+        spec: the preprocessing; the model's own by default.
+        labels: class names; by default the model's own, ImageNet's where it has 1,000 classes, else the class numbers.
         device: "cpu", "cuda", "cuda:1" or "auto" (a GPU if there is one).
         batch_size: how many images one forward pass takes at most; 0: 16 on a CPU, 64 on a GPU.
         exif_orientation: turn images as their EXIF tag says. Off by default, as in timm and torchvision.
@@ -93,12 +93,9 @@ class EagerRunner(AnyRunner):
     ) -> None:
         _check_model(model)
         self._take_options(device, batch_size, exif_orientation, max_pixels)
-        variant = getattr(model, "variant", None)
-        self.spec = spec or (variant.preprocess if variant else PreprocessSpec())
+        self.spec = spec or spec_of(model)
         if labels is None:
-            labels = (
-                LABELS if model.num_classes == len(LABELS) else [str(i) for i in range(model.num_classes)]
-            )
+            labels = labels_of(model, model.num_classes) or [str(i) for i in range(model.num_classes)]
         if len(labels) != model.num_classes:
             raise ValueError(f"labels: expected {model.num_classes}, one a class, got {len(labels)}")
         self.labels = tuple(labels)

@@ -1,9 +1,10 @@
-"""Freeze a model into one self-describing TorchScript file.
+"""Freeze a model into one self-describing file, which any PyTorch runs without this package.
 
-The file is plain TorchScript: `torch::jit::load` runs it in any LibTorch program. Its methods are ``forward`` (float32
-N×3×H×W → logits N×classes) and ``embed`` (→ pooled features N×2048), with BatchNorm folded into the convolutions. The
-extra file ``swsl.json`` inside says everything else that deployment needs, and lists the operators and where the archive has
-their weights (the network table), so that the C++ core needs no TorchScript. Both ways of running the file are checked.
+By the file's name, ``.pt2`` is torch.export's archive of a program that takes float32 N×3×H×W to logits N×classes and pooled
+features N×D; anything else, ``.pt`` by custom, is TorchScript with the methods ``forward`` (→ logits) and ``embed`` (→
+features), for `torch::jit::load` in any LibTorch program. BatchNorm is folded into the convolutions. The extra file
+``swsl.json`` inside says everything else that deployment needs, and lists the operators and where the archive has their
+weights (the network table), so that the C++ core needs neither. Both ways of running the file are checked.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..formats.fingerprint import fingerprint
+from ..formats import program
+from ..formats.description import describe
 from ..formats.golden import (
     TOLERANCES,
     classifier_sizes,
@@ -33,23 +35,44 @@ from ..formats.golden import (
     output_error,
     relative_error,
 )
-from ..formats.metadata import FORMAT, LARGEST_INPUT, METADATA_FILE, ModelError, read_metadata
-from ..formats.network_table import check_classifier, is_known, make_table, run_table, trace
-from ..labels import LABELS
+from ..formats.metadata import (
+    FORMAT,
+    LARGEST_INPUT,
+    METADATA_FILE,
+    OPERATORS,
+    ModelError,
+    has_script,
+    open_frozen,
+    read_metadata,
+)
+from ..formats.network_table import (
+    NetworkTable,
+    check_classifier,
+    make_table,
+    run_table,
+    trace,
+    unknown_operators,
+)
 from ..preprocess import PreprocessSpec
 from ..resnext import ResNeXt
 from ..system.files import replacing
-from ..version import __version__
 
 _NO_TORCHSCRIPT = (
     f"which torch {torch.__version__} on Python {sys.version_info.major}.{sys.version_info.minor} does not have; use Python 3.13 "
     "or older and a torch that has torch.jit.script"
 )
+PROGRAM_SUFFIX = ".pt2"
+"""Of the files that hold a program of torch.export."""
 
 
 def has_torchscript() -> bool:
     """Whether PyTorch can write and run TorchScript here."""
     return sys.version_info < (3, 14) and hasattr(getattr(torch, "jit", None), "script")
+
+
+def default_suffix() -> str:
+    """Of a frozen module that is to run here, whatever is here."""
+    return ".pt" if has_torchscript() else PROGRAM_SUFFIX
 
 
 def load_torchscript(path: str | os.PathLike[str], device: str | torch.device) -> Any:
@@ -90,7 +113,9 @@ def _frozen(folded: nn.Module) -> Any:
         def embed(self, x: Tensor) -> Tensor:
             return self.model.forward_head(self.model.forward_features(x), pre_logits=True)
 
-    folded.avgpool = _AveragePool()
+    for name, module in list(folded.named_modules()):
+        if isinstance(module, nn.AdaptiveAvgPool2d):
+            folded.set_submodule(name, _AveragePool())
     return torch.jit.freeze(torch.jit.script(Deployed(folded).eval()), preserved_attrs=["embed"])
 
 
@@ -115,7 +140,7 @@ def _fold_batch_norms(model: ResNeXt) -> ResNeXt:
 @torch.inference_mode(False)
 @torch.no_grad()
 def export_model(
-    model: ResNeXt,
+    model: nn.Module,
     path: str | os.PathLike[str],
     *,
     spec: PreprocessSpec | None = None,
@@ -126,45 +151,32 @@ def export_model(
     """Write a frozen module, reload it, compare it with ``model`` in eager mode, and only then give it its name.
 
     Args:
-        model: with a classifier; of any class count. Neither its weights nor its mode are changed.
-        path: the file to write, ``.pt`` by custom.
-        spec: the preprocessing; the variant's by default.
-        labels: class names, one a class; ImageNet's by default where there are 1,000.
+        model: a `ResNeXt` with a classifier, of any class count; or any module that takes images N×3×H×W to logits by operators
+            that the network table has, timm's and torchvision's ResNets and ResNeXts say. Neither its weights nor its mode are
+            changed.
+        path: the file to write: torch.export's archive if it ends in ``.pt2``, else TorchScript, ``.pt`` by custom.
+        spec: the preprocessing; the model's own by default, which timm's models carry too.
+        labels: class names, one a class; by default the model's own, or ImageNet's where there are 1,000.
         license: of the weights; the variant's by default, which also binds what was fine-tuned from it.
         weights_sha256: of the file that the weights came from, where that is known.
 
     Raises:
         ValueError: a model without classifier, labels that are not one a class, or an input of more than 1,024 pixels a side.
-        ModelError: the written module does not compute what the model does; or there is no TorchScript here.
+        ModelError: the written module does not compute what the model does; the model has an operator that no engine has, which
+            in a ``.pt`` is only LibTorch's business if it is a `ResNeXt`; or there is no TorchScript here, which a ``.pt`` needs.
         OSError: the file cannot be written.
     """
-    if not model.num_classes:
-        raise ValueError(
-            "model: expected a classifier, got num_classes=0; call model.reset_classifier(n) and train it"
+    name = os.fsdecode(path)
+    as_program = Path(name).suffix == PROGRAM_SUFFIX
+    if not (as_program or has_torchscript()):
+        raise ModelError(
+            f"{path}: not written, since a .pt needs TorchScript, {_NO_TORCHSCRIPT}; or name a .pt2 file, which needs none"
         )
-    variant = getattr(model, "variant", None)
-    spec = spec or (variant.preprocess if variant else PreprocessSpec())
-    if labels is None and model.num_classes == len(LABELS):
-        labels = LABELS
-    if labels is None or len(labels) != model.num_classes:
-        raise ValueError(
-            f"labels: expected {model.num_classes}, one a class, got {'none' if labels is None else len(labels)}"
-        )
-
+    found = describe(model, path, spec, labels, license, weights_sha256)
+    eager, spec = found.model, found.spec
     if max(spec.input_size) > LARGEST_INPUT:
         raise ValueError(
             f"spec: expected an input_size of at most {LARGEST_INPUT} pixels a side, got {spec.input_size}"
-        )
-    if not has_torchscript():
-        raise ModelError(
-            f"{path}: not written, since exporting needs TorchScript, {_NO_TORCHSCRIPT}. The file then runs everywhere"
-        )
-    eager = copy.deepcopy(model).cpu().float().eval()
-    broken = [name for name, tensor in eager.state_dict().items() if not tensor.isfinite().all()]
-    if broken:
-        raise ModelError(
-            f"{path}: not written, since {len(broken)} tensors of the model hold NaN or infinity ({', '.join(broken[:3])}"
-            f"{', …' * (len(broken) > 3)}); export a checkpoint from before the training diverged"
         )
     golden = golden_input((1, 3, *spec.input_size))
     features = eager.forward_head(eager.forward_features(golden), pre_logits=True)
@@ -175,22 +187,9 @@ def export_model(
             "activations: scale them down"
         )
     weight_norms, biases = classifier_sizes(eager)
-    published = variant.name if variant and tuple(labels) == LABELS else None
     metadata = {
         "format": FORMAT,
-        "variant": published,
-        "architecture": {
-            "layers": model.layers,
-            "groups": model.groups,
-            "width_per_group": model.width_per_group,
-            "num_classes": model.num_classes,
-        },
-        "preprocess": asdict(spec),
-        "labels": list(labels),
-        "license": license or (variant.license if variant else None),
-        "weights_sha256": weights_sha256,
-        "fingerprint": fingerprint(eager, spec, labels),
-        "versions": {"swsl": __version__, "torch": torch.__version__},
+        **found.fields(),
         "golden": {
             "shape": list(golden.shape),
             "features": features[0].tolist(),
@@ -203,12 +202,13 @@ def export_model(
     with warnings.catch_warnings(), replacing(path, special=False) as temporary:
         # TorchScript is what LibTorch loads without Python, so its deprecation is accepted knowingly.
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.jit")
-        folded = _fold_batch_norms(model)
-        # TorchScript names the archive's folder after the file that it writes.
+        folded = _fold_batch_norms(eager) if isinstance(eager, ResNeXt) else copy.deepcopy(eager)
+        # PyTorch names the archive's folder after the file that it writes.
         with tempfile.TemporaryDirectory(dir=temporary.parent, prefix=f"{temporary.name}.") as folder:
-            written = Path(folder, f"{_archive_name(published or Path(path).stem)}.pt")
-            _write(folded, metadata, written, os.fsdecode(path))
-            _compare(written, eager, spec, os.fsdecode(path))
+            stem = _archive_name(found.published or Path(path).stem)
+            written = Path(folder, f"{stem}{PROGRAM_SUFFIX if as_program else '.pt'}")
+            _write(folded, metadata, written, name)
+            _compare(written, eager, spec, name)
             os.replace(written, temporary)
 
 
@@ -217,29 +217,45 @@ def _archive_name(name: str) -> str:
 
 
 def _write(folded: nn.Module, metadata: dict[str, Any], written: Path, name: str) -> None:
-    traced = trace(folded, name)
-    frozen = _frozen(folded)
-    torch.jit.save(frozen, str(written))  # which shows where the weights lie
+    traced, size = trace(folded, name), tuple(metadata["preprocess"]["input_size"])
+    save: Callable[[dict[str, str]], None]
+    if written.suffix == PROGRAM_SUFFIX:
+        save = partial(program.save, program.answers(folded, size, name), written)
+    else:
+        frozen = _frozen(folded)
+        save = lambda extra: torch.jit.save(frozen, str(written), _extra_files=extra)  # noqa: E731
+    save({})  # which shows where the weights lie
     table = make_table(traced, written, name)
-    extra = {METADATA_FILE: json.dumps({**metadata, "network": table})}
-    torch.jit.save(frozen, str(written), _extra_files=extra)
+    unknown = unknown_operators(table)
+    if unknown and (written.suffix == PROGRAM_SUFFIX or not isinstance(folded, ResNeXt)):
+        raise ModelError(
+            f"{name}: not written, since the model computes {unknown[0]}, which swsl's engines do not have; they have "
+            f"{', '.join(OPERATORS)}"
+        )
+    save({METADATA_FILE: json.dumps({**metadata, "network": table})})
 
 
-def _compare(written: Path, eager: ResNeXt, spec: PreprocessSpec, name: str) -> None:
+def _compare(written: Path, eager: Any, spec: PreprocessSpec, name: str) -> None:
     """Both ways of running the file against eager PyTorch; it is also seen that the table still fits the archive."""
     try:
         table = read_metadata(written)["network"]
     except ModelError as error:
         reason = str(error).removeprefix(f"{written}: ")
         raise ModelError(f"{name}: not written, since it could not be read again: {reason}") from error
-    frozen = torch.jit.load(str(written), map_location="cpu")
-    ways: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
-        "frozen module": lambda batch: (frozen(batch), frozen.embed(batch))
-    }
-    if is_known(table):
-        ways["network table"] = lambda batch: run_table(written, batch)
+    ways: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {}
+    if written.suffix == PROGRAM_SUFFIX:
+        # Which unpickles and evaluates what a file says: right for one just written, and for none from elsewhere.
+        ways["program"] = torch.export.load(written).module()
+    else:
+        frozen = torch.jit.load(str(written), map_location="cpu")
+        ways["frozen module"] = lambda batch: (frozen(batch), frozen.embed(batch))
+    if not unknown_operators(table):
+        ways["network table"] = NetworkTable(written)
     height, width = spec.input_size
-    for shape in ((1, 3, height, width), (2, 3, height + 32, width)):
+    other = (
+        height + 32 if written.suffix != PROGRAM_SUFFIX or program.takes_any_size(spec.input_size) else height
+    )
+    for shape in ((1, 3, height, width), (2, 3, other, width)):
         batch = golden_input(shape)
         for way, run in ways.items():
             logits, features = run(batch)
@@ -268,22 +284,24 @@ def made_anew(kind: Any, path: str, options: dict[str, Any], fingerprint: str) -
 
 
 def verify(path: str | os.PathLike[str]) -> float:
-    """Repeat a frozen module's golden check on the CPU, both in TorchScript, where PyTorch has that, and by its network table.
+    """Repeat a frozen module's golden check on the CPU by its network table, and of a ``.pt`` in TorchScript too, where PyTorch has
+    that. torch.export would run whatever code a ``.pt2`` from elsewhere holds, so the program in it is only checked at export.
 
     Returns:
         The largest of the errors of its features and logits, as `swsl.formats.golden` defines them.
 
     Raises:
-        ModelError: the file is damaged, or an error is above the float32 tolerance that it states.
+        ModelError: the file is damaged, an error is above the float32 tolerance that it states, or nothing here can run it.
     """
-    metadata = read_metadata(path)
+    metadata, archive = open_frozen(path)
     golden = metadata["golden"]
     batch = golden_input(golden["shape"])
     check_classifier(path)
     outputs = {}
-    if is_known(metadata["network"]):
+    script = has_script(archive) and has_torchscript()
+    if not (script and unknown_operators(metadata["network"])):
         outputs["by its network table"] = run_table(path, batch)
-    if has_torchscript():
+    if script:
         frozen = load_torchscript(path, "cpu")
         try:
             with torch.inference_mode():

@@ -10,17 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..formats.metadata import read_metadata
+from ..formats.metadata import has_script, open_frozen
+from ..formats.network_table import NetworkTable
 from ..image import MAX_PIXELS
 from ..prediction import Output
 from ..preprocess import PreprocessSpec
 from .checks import check_frozen_path, known_options
 from .eager import EagerRunner
-from .export import load_torchscript, made_anew
+from .export import has_torchscript, load_torchscript, made_anew
 
 
 class FrozenRunner(EagerRunner):
-    """A ``.pt`` that ``swsl export`` wrote, its preprocessing and labels included. An embedding and logits are two passes.
+    """A ``.pt`` or ``.pt2`` that ``swsl export`` wrote, its preprocessing and labels included. TorchScript computes where there is
+    some, an embedding and logits in two passes; else the network table, by PyTorch's operators, which runs no code of the file.
 
     Args:
         model: the file.
@@ -28,7 +30,7 @@ class FrozenRunner(EagerRunner):
         device: as in `EagerRunner`, with the other options.
 
     Raises:
-        ModelError: no such file, no frozen module of this package, or no TorchScript in this PyTorch.
+        ModelError: no such file, no frozen module of this package, or TorchScript alone runs it and this PyTorch has none.
         ValueError: an option out of bounds, or a device that is not there.
     """
 
@@ -53,14 +55,17 @@ class FrozenRunner(EagerRunner):
         }
         self._take_options(**self._options)
         self._options["spec"] = spec
-        metadata = read_metadata(model)
-        self._held = load_torchscript(model, self.device)
+        metadata, archive = open_frozen(model)
+        script = has_script(archive) and has_torchscript()
+        self._held = load_torchscript(model, self.device) if script else NetworkTable(model, self.device)
         self._dtype = torch.float32
         self.spec = spec or PreprocessSpec(**metadata["preprocess"])
         self.labels = tuple(metadata["labels"])
         self._fingerprint: str = metadata["fingerprint"]
         self.info = self._describe(
-            "torchscript", f"frozen TorchScript, PyTorch {torch.__version__}", golden_error=math.nan
+            "torchscript" if script else "table",
+            f"{'frozen TorchScript' if script else 'network table'}, PyTorch {torch.__version__}",
+            golden_error=math.nan,
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -72,6 +77,8 @@ class FrozenRunner(EagerRunner):
         return self._fingerprint
 
     def _forward(self, model: Any, batch: Tensor, outputs: Sequence[Output]) -> dict[str, Tensor]:
+        if isinstance(model, NetworkTable):
+            return dict(zip(("logits", "embedding"), model(batch), strict=True))
         rows = {"embedding": model.embed(batch)} if "embedding" in outputs else {}
         if set(outputs) != {"embedding"}:
             rows["logits"] = model(batch)

@@ -76,7 +76,7 @@ class Runner(AnyRunner):
     made anew where it arrives; a file that holds another model by then is a ModelError.
 
     Args:
-        model: the ``.pt`` that `swsl export` wrote.
+        model: the ``.pt`` or ``.pt2`` that `swsl export` wrote.
         device: "cpu", "cuda", "cuda:1" or "auto" (a GPU if there is one).
         dtype: "float32", "bfloat16" or "float16", of weights and activations, or "auto": the faster of the first two,
             measured once for a machine and model, and bfloat16 only if its logits are within the tolerance. On a GPU

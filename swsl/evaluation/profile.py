@@ -71,7 +71,7 @@ def profile(
     """Times every fused layer of a frozen module on the CPU.
 
     Args:
-        model: the ``.pt`` that `swsl export` wrote.
+        model: the ``.pt`` or ``.pt2`` that `swsl export` wrote.
         dtype: as for `Runner`.
         threads: as for `Runner`.
         batch: images in the forward pass.

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
+from torch import nn
 
 from ..preprocess import PreprocessSpec
-from ..resnext import ResNeXt
 
 
-def fingerprint(model: ResNeXt, spec: PreprocessSpec, labels: Sequence[str]) -> str:
+def fingerprint(model: nn.Module, spec: PreprocessSpec, labels: Sequence[str]) -> str:
     """SHA-256, in hex digits, of everything that decides a model's answers: its weights, preprocessing and class names.
 
     A frozen module carries the fingerprint of the model that it was made of, so that eager and compiled runs of one model

@@ -14,9 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-
-from ..resnext import ResNeXt
+from torch import Tensor, nn
 
 TOLERANCES = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 1e-2}
 """The largest error to accept (see `relative_error` and `logits_error`), by the dtype computed in. Every frozen module carries
@@ -48,18 +46,20 @@ def logits_scale(weight_norms: Sequence[float], biases: Sequence[float], feature
     return norms * features.detach().double().cpu().norm(dim=1, keepdim=True) + offsets
 
 
-def classifier_sizes(model: ResNeXt) -> tuple[list[float], list[float]]:
+def classifier_sizes(model: nn.Module) -> tuple[list[float], list[float]]:
     """For each class the norm of its weights and the magnitude of its bias."""
-    weight, bias = (model.get_parameter(f"fc.{part}").detach().double().cpu() for part in ("weight", "bias"))
-    return weight.norm(dim=1).tolist(), bias.abs().tolist()
+    classifier: Any = model.get_submodule("fc")
+    norms = classifier.weight.detach().double().cpu().norm(dim=1)
+    bias = torch.zeros_like(norms) if classifier.bias is None else classifier.bias.detach().double().cpu()
+    return norms.tolist(), bias.abs().tolist()
 
 
 @torch.inference_mode()
 def output_error(
-    model: ResNeXt, batch: Tensor, *, logits: Tensor | None = None, features: Tensor | None = None
+    model: Any, batch: Tensor, *, logits: Tensor | None = None, features: Tensor | None = None
 ) -> float:
     """How far the logits N×classes, the features N×D, or both, that an engine made of a batch N×3×H×W are from those of
-    ``model`` in eager PyTorch: the larger of their errors."""
+    ``model``, a `ResNeXt` or the like, in eager PyTorch: the larger of their errors."""
     expected = model.forward_head(model.forward_features(batch), pre_logits=True)
     errors = [] if features is None else [relative_error(features, expected)]
     if logits is not None:

@@ -51,9 +51,10 @@ def open_frozen(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Archive]:
     try:
         archive = _open_archive(name)
         if _ENTRY not in archive.entries:
-            script = "constants.pkl" in archive.entries
-            found = f"a TorchScript module without {METADATA_FILE} inside: not exported by swsl" if script else (
-                "a zip file, but no TorchScript module; weights have to be exported first"
+            kind = "a TorchScript module" if has_script(archive) else "a program of torch.export"
+            known = has_script(archive) or "archive_format" in archive.entries
+            found = f"{kind} without {METADATA_FILE} inside: not exported by swsl" if known else (
+                "a zip file, but neither TorchScript nor a program; weights have to be exported first"
             )  # fmt: skip
             raise ModelError(f"{name}: {found} (make a frozen module with: swsl export)")
         metadata = _parse(archive)
@@ -65,10 +66,15 @@ def open_frozen(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Archive]:
     return metadata, archive
 
 
+def has_script(archive: Archive) -> bool:
+    """Whether it is a `.pt`, whatever its name: TorchScript beside the network table. In a `.pt2` torch.export's program is."""
+    return "constants.pkl" in archive.entries
+
+
 def _open_archive(name: str) -> Archive:
     try:
         if os.path.isdir(name):
-            raise ModelError(f"{name}: is a directory, expected a frozen module (.pt)")
+            raise ModelError(f"{name}: is a directory, expected a frozen module (.pt or .pt2)")
         return Archive(name)
     except FileNotFoundError as error:
         raise ModelError(
@@ -226,10 +232,12 @@ def _check(root: _Field, archive: Archive) -> None:
     for name in ("swsl", "torch"):
         root["versions"][name].string()
     architecture = root["architecture"]
-    for layers in architecture["layers"].sized(4, 4, "integers"):
-        layers.integer(1, _MOST_CHANNELS)
+    if architecture["layers"].value is not None:  # else it is no ResNeXt of ours
+        for layers in architecture["layers"].sized(4, 4, "integers"):
+            layers.integer(1, _MOST_CHANNELS)
     for name in ("groups", "width_per_group"):
-        architecture[name].integer(1, _MOST_CHANNELS)
+        if architecture[name].value is not None:
+            architecture[name].integer(1, _MOST_CHANNELS)
     classes = architecture["num_classes"].integer(1, _MOST_CHANNELS)
     labels = root["labels"].items()
     if len(labels) != classes:
@@ -329,6 +337,7 @@ OPERATORS: dict[str, tuple[str, ...]] = {
     "add": (),
     "max_pool2d": ("kernel_size", "stride", "padding"),
     "avg_pool2d": ("kernel_size", "stride", "padding"),
+    "avg_pool2d_ceil": ("kernel_size", "stride", "padding"),
     "adaptive_avg_pool2d": ("output_size",),
     "flatten": (),
 }

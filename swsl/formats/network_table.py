@@ -1,7 +1,8 @@
-"""The network table: what a frozen module computes as a list of operators, for engines that do not read TorchScript.
+"""The network table: what a frozen module computes as a list of operators, for engines that read neither TorchScript nor
+torch.export's programs.
 
 Values are numbered: 0 is the batch N×3×H×W, i + 1 what operator i makes. Weights are float32, little-endian, contiguous, and lie
-in entries of the archive that TorchScript reads too. An operator that our engines do not have is listed by its name alone.
+in entries of the archive that PyTorch reads too. An operator that our engines do not have is listed by its name alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from .archive import Archive, ArchiveError
-from .metadata import OPERATORS, ModelError, open_frozen
+from .metadata import OPERATORS, ModelError, has_script, open_frozen
 
 
 def trace(folded: nn.Module, name: str) -> fx.GraphModule:
@@ -39,7 +40,7 @@ def trace(folded: nn.Module, name: str) -> fx.GraphModule:
 
 
 def make_table(traced: fx.GraphModule, written: str | os.PathLike[str], name: str) -> dict[str, Any]:
-    """The network table of a model whose TorchScript has been written to the archive ``written``.
+    """The network table of a model that PyTorch has written to the archive ``written``.
 
     Raises:
         ModelError: the archive does not hold the model's weights as they are.
@@ -73,43 +74,72 @@ def make_table(traced: fx.GraphModule, written: str | os.PathLike[str], name: st
     return {"operators": operators, "logits": logits, "features": last["inputs"][0] if last else logits}
 
 
-def is_known(table: dict[str, Any]) -> bool:
-    """Whether all operators are ones that our engines have."""
-    return all(item["operator"] in OPERATORS for item in table["operators"])
+def unknown_operators(table: dict[str, Any]) -> list[str]:
+    """Those that our engines do not have."""
+    return [item["operator"] for item in table["operators"] if item["operator"] not in OPERATORS]
 
 
-@torch.inference_mode()
-def run_table(path: str | os.PathLike[str], batch: Tensor) -> tuple[Tensor, Tensor]:
-    """What the network table of a frozen module makes of a float32 batch N×3×H×W, read from the archive and without TorchScript:
-    the readable twin of the planned engine.
+class NetworkTable:
+    """The network table of a frozen module, read from the archive and run in PyTorch: the readable twin of the planned engine. It
+    needs no TorchScript, and nothing in the file can make it run other code.
 
-    Returns:
-        Logits N×classes and features N×D.
+    Args:
+        path: the file.
+        device: to compute on.
 
     Raises:
         ModelError: the file cannot be read or is damaged, or the table has an operator that is not in `OPERATORS`.
     """
-    metadata, archive = open_frozen(path)
-    table = metadata["network"]
-    operators = table["operators"]
-    if not is_known(table):
-        unknown = next(item["operator"] for item in operators if item["operator"] not in OPERATORS)
-        raise ModelError(f"{os.fsdecode(path)}: only TorchScript runs its operator {unknown}")
-    last_use = {value: place for place, item in enumerate(operators) for value in item["inputs"]}
-    last_use |= dict.fromkeys((table["logits"], table["features"]), len(operators))
-    values: dict[int, Tensor] = {0: batch}
-    for place, item in enumerate(operators):
-        try:
-            values[place + 1] = _compute(item, [values[value] for value in item["inputs"]], archive)
-        except (RuntimeError, ArchiveError) as error:
-            raise ModelError(
-                f"{os.fsdecode(path)}: its operator {place + 1}, {item['operator']}, cannot be computed: "
-                f"{str(error).splitlines()[0]}; export it again"
-            ) from error
-        for value in item["inputs"]:
-            if last_use[value] == place:
-                values.pop(value, None)
-    return values[table["logits"]], values[table["features"]]
+
+    def __init__(self, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> None:
+        self._name = os.fsdecode(path)
+        metadata, archive = open_frozen(path)
+        self._table = table = metadata["network"]
+        self._operators = table["operators"]
+        if unknown := unknown_operators(table):
+            only = "only TorchScript runs" if has_script(archive) else "no engine of swsl runs"
+            raise ModelError(f"{self._name}: {only} its operator {unknown[0]}")
+        self._last_use = {
+            value: place for place, item in enumerate(self._operators) for value in item["inputs"]
+        }
+        self._last_use |= dict.fromkeys((table["logits"], table["features"]), len(self._operators))
+        self._weights = []
+        for place, item in enumerate(self._operators):
+            try:
+                held = [_floats(item.get(part), archive) for part in ("weight", "bias")]
+            except ArchiveError as error:
+                raise self._failure(place, error) from error
+            self._weights.append([None if values is None else values.to(device) for values in held])
+
+    @torch.inference_mode()
+    def __call__(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a float32 batch N×3×H×W on the device: logits N×classes and features N×D.
+
+        Raises:
+            ModelError: an operator cannot be computed of what reaches it.
+        """
+        values: dict[int, Tensor] = {0: batch}
+        for place, item in enumerate(self._operators):
+            inputs = [values[value] for value in item["inputs"]]
+            try:
+                values[place + 1] = _compute(item, inputs, *self._weights[place])
+            except RuntimeError as error:
+                raise self._failure(place, error) from error
+            for value in item["inputs"]:
+                if self._last_use[value] == place:
+                    values.pop(value, None)
+        return values[self._table["logits"]], values[self._table["features"]]
+
+    def _failure(self, place: int, error: Exception) -> ModelError:
+        return ModelError(
+            f"{self._name}: its operator {place + 1}, {self._operators[place]['operator']}, cannot be computed: "
+            f"{str(error).splitlines()[0]}; export it again"
+        )
+
+
+def run_table(path: str | os.PathLike[str], batch: Tensor) -> tuple[Tensor, Tensor]:
+    """What `NetworkTable` makes of one batch."""
+    return NetworkTable(path)(batch)
 
 
 def check_classifier(path: str | os.PathLike[str]) -> None:
@@ -141,10 +171,11 @@ def check_classifier(path: str | os.PathLike[str]) -> None:
         )
 
 
-def _compute(item: dict[str, Any], inputs: list[Tensor], archive: Archive) -> Tensor:
+def _compute(
+    item: dict[str, Any], inputs: list[Tensor], weight: Tensor | None, bias: Tensor | None
+) -> Tensor:
     x = inputs[0]
     window: dict[str, Any] = {name: item[name] for name in OPERATORS[item["operator"]]}
-    weight, bias = (_floats(item.get(part), archive) for part in ("weight", "bias"))
     match item["operator"]:
         case "conv2d":
             assert weight is not None
@@ -160,6 +191,8 @@ def _compute(item: dict[str, Any], inputs: list[Tensor], archive: Archive) -> Te
             return functional.max_pool2d(x, **window)
         case "avg_pool2d":
             return functional.avg_pool2d(x, **window)
+        case "avg_pool2d_ceil":
+            return functional.avg_pool2d(x, **window, ceil_mode=True)
         case "adaptive_avg_pool2d":
             return functional.adaptive_avg_pool2d(x, **window)
         case _:
@@ -185,7 +218,7 @@ def _find(values: Tensor, archive: Archive, parameter: str, name: str) -> dict[s
             if torch.equal(stored, values.flatten().view(torch.uint8)):
                 return {"entry": entry, "shape": list(values.shape), "crc32": crc}
     raise ModelError(
-        f"{name}: not written, since TorchScript has not stored {parameter} as it is; torch {torch.__version__} freezes this "
+        f"{name}: not written, since PyTorch has not stored {parameter} as it is; torch {torch.__version__} writes this "
         "model in a way that swsl does not know: try another release"
     )
 
@@ -203,7 +236,7 @@ def _of_module(module: nn.Module) -> tuple[str, dict[str, Any]]:
         name = "max_pool2d" if kind is nn.MaxPool2d else "avg_pool2d"
         pairs = _pairs(module, name)
         unknown = {
-            "ceil_mode": module.ceil_mode,
+            "ceil_mode": kind is nn.MaxPool2d and module.ceil_mode,
             "dilation": kind is nn.MaxPool2d and _pair(module.dilation) != [1, 1],
             "return_indices": kind is nn.MaxPool2d and module.return_indices,
             "padding that is not counted": kind is nn.AvgPool2d
@@ -212,6 +245,7 @@ def _of_module(module: nn.Module) -> tuple[str, dict[str, Any]]:
             "divisor_override": kind is nn.AvgPool2d and module.divisor_override,
         }
         why = ", ".join(what for what, there in unknown.items() if there)
+        name += "_ceil" if module.ceil_mode and not why else ""
         return (f"{name} with {why}", {}) if why else (name, pairs)
     if kind is nn.AdaptiveAvgPool2d and _pair(module.output_size) == [1, 1]:
         return "adaptive_avg_pool2d", {"output_size": [1, 1]}

@@ -31,7 +31,16 @@ from ..resnext import ResNeXt
 from ..state_dicts import OWN_KEYS, read_pickled
 from ..system.files import replacing
 from ..system.progress import working
-from ..variants import VARIANTS, WEIGHTS_LICENSE, create_model, find_variant, find_weights
+from ..timm_form import is_folder, labels_of, read_folder, set_config, spec_of, timm_config
+from ..variants import (
+    TIMM_TAG,
+    VARIANTS,
+    WEIGHTS_LICENSE,
+    create_model,
+    find_variant,
+    find_weights,
+    names_model,
+)
 from ..version import __version__
 
 _FORMAT = 1
@@ -64,19 +73,51 @@ def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> Chec
     """What ``--model NAME --weights FILE`` means, for every command.
 
     Args:
-        name: the variant to build, unless ``weights`` is a checkpoint of a training run, which says itself what it is.
-        weights: path or URL of a checkpoint or of a state dict of the variant; None takes the published weights.
+        name: the variant to build, or a folder of timm's, unless ``weights`` says itself what it is.
+        weights: path or URL of a checkpoint of a training run or of a state dict of the variant, or again a variant's or folder's
+            name; None takes the published weights, or the folder's.
 
     Raises:
         ValueError: no such variant.
         swsl.WeightsError: the weights cannot be had or do not fit.
     """
-    path = find_weights(find_variant(name), weights)
+    if names_model(weights):
+        name, weights = str(weights), None
+    if is_folder(name):
+        return _load_folder(name, weights)
+    variant = find_variant(name)
+    path = find_weights(variant, weights)
     with working(f"loading {path}"):
         if weights is not None and (checkpoint := find_checkpoint(path)):
             return checkpoint
-        model = create_model(name, weights=path)
-    return Checkpoint(model, find_variant(name).preprocess, LABELS, name, WEIGHTS_LICENSE)
+        model = create_model(variant.name, weights=path)
+    return Checkpoint(model, variant.preprocess, LABELS, variant.name, WEIGHTS_LICENSE)
+
+
+def _load_folder(name: str, weights: str | os.PathLike[str] | None) -> Checkpoint:
+    if weights is not None and (checkpoint := find_checkpoint(_weights.locate(weights))):
+        return checkpoint
+    with working(f"loading {name}"):
+        model = create_model(name, weights=weights)
+    license_ = model.pretrained_cfg.get("license")
+    if hasattr(model, "variant"):
+        license_ = WEIGHTS_LICENSE  # which timm's files have in small letters
+    labels = labels_of(model, model.num_classes) or tuple(map(str, range(model.num_classes)))
+    return Checkpoint(model, spec_of(model), labels, variant_of(model), license_)
+
+
+def model_files(name: str, weights: str | os.PathLike[str] | None = None) -> list[Path]:
+    """The files that `load_model` reads: the weights, then what else says what the model is.
+
+    Raises:
+        ValueError, swsl.WeightsError: as `load_model` does.
+    """
+    if names_model(weights):
+        name, weights = str(weights), None
+    if not is_folder(name):
+        return [find_weights(find_variant(name), weights)]
+    folder = read_folder(name)
+    return [_weights.locate(weights or folder.weights_file), folder.config_file]
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -176,6 +217,12 @@ def _rebuild(content: dict[str, Any], path: Path) -> Checkpoint:
             f"weights: {path}: damaged checkpoint: {len(labels)} labels for {model.num_classes} classes"
         )
     _weights.load_into(model, content["model"], path)
+    facts: dict[str, Any] = {"license": checkpoint.license}
+    if name := variant_of(model):
+        facts["architecture"] = VARIANTS[name].architecture
     if checkpoint.license and checkpoint.variant in VARIANTS:  # else it shares the architecture only
         model.variant = VARIANTS[checkpoint.variant]  # type: ignore[assignment, index]
+        facts["tag"] = TIMM_TAG
+    own_labels = None if tuple(labels) == LABELS else labels
+    set_config(model, timm_config(spec, model.num_classes, own_labels, **facts))
     return checkpoint

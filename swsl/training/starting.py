@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,24 +12,25 @@ from torch import Tensor
 from ..preprocess import PreprocessSpec
 from ..resnext import ResNeXt
 from ..state_dicts import read_state_dict
-from ..variants import WEIGHTS_LICENSE, create_model, find_variant
-from ..weights import load_into, locate
+from ..timm_form import is_folder, spec_of
+from ..variants import WEIGHTS_LICENSE, create_model, names_model
+from ..weights import load_into
 from ._torchvision import import_torchvision
-from .checkpoint import find_checkpoint, variant_of
+from .checkpoint import Checkpoint, find_checkpoint, load_model, model_files, variant_of
 from .recipe import TrainOptions
 
 
 def starting_model(options: TrainOptions, classes: int) -> tuple[ResNeXt, PreprocessSpec, str | None]:
     """The model with a classifier of its own, its preprocessing, and the licence that its weights hand down."""
-    path = locate(options.weights) if options.weights else None
-    if path and options.architecture is None and (begun := find_checkpoint(path)):
+    path = model_files(options.model, options.weights)[0] if options.weights else None
+    if options.architecture is None and not options.scratch and (begun := _begun(options, path)):
         source = begun.model
         model = ResNeXt(source.layers, source.groups, source.width_per_group, classes)
-        load_into(model, source.state_dict(), path)
+        load_into(model, source.state_dict(), path or options.model)
         return model, _resized(begun.spec, options), begun.license
     if options.architecture is None:
         model = create_model(options.model, pretrained=not options.scratch, weights=path, num_classes=classes)
-        spec = find_variant(options.model).preprocess
+        spec = spec_of(model)
     else:
         model = ResNeXt(**asdict(options.architecture), num_classes=classes)
         spec = PreprocessSpec()
@@ -36,6 +38,13 @@ def starting_model(options: TrainOptions, classes: int) -> tuple[ResNeXt, Prepro
             load_into(model, read_state_dict(path), path)
     published = not options.scratch and variant_of(model) is not None
     return model, _resized(spec, options), WEIGHTS_LICENSE if published else None
+
+
+def _begun(options: TrainOptions, path: Path | None) -> Checkpoint | None:
+    """What brings its own preprocessing and licence: an earlier run's checkpoint, or a folder of timm's."""
+    if names_model(options.weights) or (path is None and is_folder(options.model)):
+        return load_model(options.model, options.weights)
+    return find_checkpoint(path) if path else None
 
 
 def _resized(spec: PreprocessSpec, options: TrainOptions) -> PreprocessSpec:

@@ -30,6 +30,7 @@ from ..evaluation.metrics import Tally
 from ..resnext import ResNeXt
 from ..system.progress import Pace, Progress, working
 from ..system.torchrun import is_first
+from ..timm_form import is_folder
 from ._torchvision import import_torchvision
 from .checkpoint import Checkpoint, save_checkpoint, variant_of
 from .data import EpochBatches, TrainingImages, collate, seeded
@@ -370,7 +371,8 @@ class _Run:
         start = (
             "a fresh initialisation"
             if options.scratch
-            else options.weights or "the published weights (CC-BY-NC 4.0)"
+            else options.weights
+            or (options.model if is_folder(options.model) else "the published weights (CC-BY-NC 4.0)")
         )
         world = self.processes.world
         self.report(

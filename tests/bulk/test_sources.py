@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -99,16 +100,13 @@ def test_every_format_that_pillow_reads_is_taken_and_others_are_counted_by_name(
 
 
 def test_an_empty_folder_is_called_empty(
-    tmp_path: Path, photo: Path, weights50: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path, photo: Path, tiny: list[str], capsys: pytest.CaptureFixture
 ) -> None:
     for name in ("empty", "other"):
         (tmp_path / name).mkdir()
     (tmp_path / "other" / "a.heic").touch()
     names = [str(tmp_path / name) for name in ("empty", "other")]
-    code = main(
-        ["classify", *names, str(photo), "--weights", str(weights50), "--format", "csv", "--top-k", "1"]
-    )
-    assert code == 1
+    assert main(["classify", *names, str(photo), *tiny, "--format", "csv", "--top-k", "1"]) == 1
     printed = capsys.readouterr()
     told = [f"{names[0]}: this folder is empty", f"{names[1]}: holds no image of a format that is read"]
     assert [row.split(",")[1] for row in printed.out.splitlines()[1:]] == [*told, ""]
@@ -118,6 +116,29 @@ def test_an_empty_folder_is_called_empty(
         DataError, match="empty: this folder is empty; expected the images that .*truth.txt is about"
     ):
         read_labelled(names[0], ["0"], truth=tmp_path / "truth.txt")
+
+
+@pytest.mark.slow
+def test_swsl_classify_says_the_same_of_folders_without_images(
+    tmp_path: Path, tiny: list[str], classify_program: Path
+) -> None:
+    for name in ("empty", "other", "other/inner"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "other" / "a.heic").touch()
+    ours, theirs = (
+        subprocess.run(
+            [*command, "empty", "other/", "other/inner", "--format", "csv"], cwd=tmp_path, capture_output=True, text=True,
+            env=subprocess_environment(),
+        )
+        for command in ([sys.executable, "-m", "swsl", "classify", *tiny], [classify_program, tiny[1]])
+    )  # fmt: skip
+    assert (ours.returncode, ours.stdout) == (theirs.returncode, theirs.stdout)
+    told = [
+        re.findall(f"^{program}: (error: .*|skipped: .*)$", each.stderr, re.MULTILINE)
+        for program, each in (("swsl", ours), ("swsl-classify", theirs))
+    ]
+    assert told[0] == told[1]
+    assert len(told[0]) == 3 + 1
 
 
 def test_a_folder_that_cannot_be_listed_is_an_error_of_its_own(tmp_path: Path, photo: Path) -> None:

@@ -33,6 +33,7 @@ def stopped_by(number: int) -> Callable[..., None]:
     ("where", "command"),
     [
         ("torch.jit.save", "export {trained} -o out.pt"),
+        ("safetensors.torch.save_file", "export {trained} --format timm -o out"),
         ("json.dump", "validate {data}/val --weights {trained} --json out.json"),
         ("json.dump", "probe {data} --weights {trained} --json out.json"),
         ("PIL.Image.Image.save", "explain {photo} --weights {trained} -o out.png"),

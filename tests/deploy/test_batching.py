@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import os
 import threading
 import weakref
@@ -21,6 +22,7 @@ from PIL import Image
 import swsl
 from swsl import EagerRunner, ImageError
 from swsl.deploy.batching import DynamicBatcher
+from swsl.deploy.feeding import MAX_WAIT
 from swsl.prediction import Result
 
 
@@ -186,6 +188,18 @@ def test_a_closed_batcher_says_so() -> None:
         DynamicBatcher(Recorder(), max_queue=0)
     with pytest.raises(ValueError, match="max_wait: expected seconds"):
         DynamicBatcher(Recorder(), max_wait=None)  # type: ignore[arg-type]
+
+
+def test_defaults_are_those_of_cpp() -> None:
+    default = {
+        name: parameter.default for name, parameter in inspect.signature(DynamicBatcher).parameters.items()
+    }
+    headers = Path(__file__).parents[2] / "cpp" / "include" / "swsl"
+    batcher, stream = ((headers / name).read_text() for name in ("dynamic_batcher.h", "stream.h"))
+    assert f" max_batch = {default['max_batch']};" in batcher
+    assert f" max_queue = {default['max_queue']};" in batcher
+    assert f" max_wait = std::chrono::milliseconds({default['max_wait'] * 1000:g});" in batcher
+    assert f" max_wait = std::chrono::milliseconds({MAX_WAIT * 1000:g});" in stream
 
 
 def test_a_forked_process_is_told_to_make_its_own() -> None:

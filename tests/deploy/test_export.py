@@ -14,8 +14,9 @@ from conftest import NAMES, rewrite_archive, seed_model, seeded_model
 
 import swsl
 from swsl.cli.main import main
-from swsl.deploy import export, golden
+from swsl.deploy import export
 from swsl.deploy.frozen import FrozenRunner
+from swsl.formats import golden
 from swsl.labels import LABELS
 
 

@@ -119,6 +119,8 @@ ALLOWED: list[tuple[str, Callable[[Any, int], bool], bool | None]] = [
     # What says who made the file, and what its classes are called, may be any text.
     (r"variant|license|weights_sha256", lambda value, _: value is None or _is_text(value), True),
     (r"labels\[\d+\]|fingerprint|versions\.\w+", lambda value, _: _is_text(value), True),
+    # Of another network than ours.
+    (r"architecture\.(layers|groups|width_per_group)", lambda value, _: value is None, True),
     # Another preprocessing is another model, but a sound one.
     (r"preprocess\.crop_pct", lambda value, _: _is_number(value, 0.01, 1), True),
     (r"preprocess\.mean\[\d\]", lambda value, _: _is_number(value), True),

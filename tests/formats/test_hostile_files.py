@@ -15,23 +15,28 @@ from hostile_files import Case, cases
 from small_file import sound_file
 
 from swsl.deploy.export import ModelError, read_metadata, verify
+from swsl.deploy.frozen import FrozenRunner
 from swsl.deploy.runner import Runner, build_info
 from swsl.formats.golden import golden_input
 from swsl.formats.network_table import run_table
 
-READERS = [read_metadata, verify, *([Runner] if build_info()["compiled"] else [])]
+READERS = [read_metadata, verify, FrozenRunner, *([Runner] if build_info()["compiled"] else [])]
 Reader = Callable[[Path], Any]
 
 
-@pytest.fixture(scope="module")
-def every(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
-    return cases(tmp_path_factory.mktemp("hostile") / "sound.pt")
+@pytest.fixture(scope="module", params=[".pt", ".pt2"])
+def every(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
+    return cases(tmp_path_factory.mktemp("hostile") / f"sound{request.param}")
 
 
 def complaint(reader: Reader, case: Case, path: Path) -> str | None:
     """What is wrong with the reader's answer."""
     path.write_bytes(case.make())
-    right = {read_metadata: case.reads, verify: None if case.reads else case.reads}.get(reader, case.runs)
+    right = case.reads if reader is read_metadata else case.runs
+    if reader is verify and case.reads and b"constants.pkl" in path.read_bytes():
+        right = None  # its TorchScript is cut
+    if reader is FrozenRunner and case.reads:
+        right = None  # likewise, and it makes no golden check
     try:
         reader(path)
     except ModelError as error:

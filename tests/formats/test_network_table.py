@@ -15,11 +15,12 @@ from conftest import run, seed_model
 from torch import Tensor, nn
 
 import swsl
-from swsl.deploy import export, network_table
-from swsl.deploy.export import ModelError, export_model, read_metadata, verify
+from swsl.deploy import export
+from swsl.deploy.export import ModelError, default_suffix, export_model, read_metadata, verify
 from swsl.deploy.frozen import FrozenRunner
+from swsl.formats import network_table
 from swsl.formats.golden import TOLERANCES, output_error
-from swsl.formats.network_table import is_known, run_table
+from swsl.formats.network_table import run_table, unknown_operators
 
 SPEC = swsl.PreprocessSpec((64, 48), 0.9, "bicubic")
 
@@ -104,6 +105,8 @@ class Shift(nn.Module):
 KNOWN = [
     nn.AvgPool2d(3, 2, 1),
     nn.AvgPool2d(2, 2, count_include_pad=False),
+    nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False),
+    nn.AvgPool2d(3, 2, 1, ceil_mode=True),
     nn.MaxPool2d((2, 3), (2, 1), (0, 1)),
     nn.Sequential(nn.Dropout(), nn.Conv2d(64, 64, 3, 2, 2, dilation=2, groups=8, bias=False), nn.Identity()),
 ]
@@ -112,7 +115,7 @@ KNOWN = [
 @pytest.mark.parametrize("pool", KNOWN, ids=str)
 def test_other_layers_that_engines_have(pool: nn.Module, tmp_path: Path) -> None:
     model = changed("maxpool", pool).eval()
-    assert is_known(exported(model, tmp_path / "m.pt"))
+    assert not unknown_operators(exported(model, tmp_path / "m.pt"))
     check_computes(tmp_path / "m.pt", model)
     assert verify(tmp_path / "m.pt") <= TOLERANCES["float32"]
 
@@ -139,7 +142,7 @@ def test_what_no_engine_has_is_listed_by_its_name(
 ) -> None:
     model = changed(name, module).eval()
     table = exported(model, tmp_path / "m.pt")
-    assert not is_known(table)
+    assert operator in unknown_operators(table)
     found = [item for item in table["operators"] if item["operator"] == operator]
     assert set(found[0]) == {"operator", "inputs"}
     assert verify(tmp_path / "m.pt") <= TOLERANCES["float32"]
@@ -189,7 +192,7 @@ def test_weights_that_torchscript_does_not_store_as_they_are(
 
     monkeypatch.setattr(export, "_frozen", other)
     with pytest.raises(
-        ModelError, match=r"m\.pt: not written, since TorchScript has not stored fc\.weight as it is"
+        ModelError, match=r"m\.pt: not written, since PyTorch has not stored fc\.weight as it is"
     ):
         exported(small_model(), tmp_path / "m.pt")
     assert list(tmp_path.iterdir()) == []
@@ -241,20 +244,24 @@ def test_inputs_too_large_for_a_golden_check_are_refused(tmp_path: Path) -> None
 def test_without_torchscript_everything_but_exporting_works(
     missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert default_suffix() == ".pt"
     exported(small_model(), tmp_path / "m.pt")
+    exported(changed("relu", nn.SiLU()).eval(), tmp_path / "silu.pt")
     if missing == "Python":
         monkeypatch.setattr(export, "sys", SimpleNamespace(version_info=(3, 14, 0)))
     else:
         monkeypatch.delattr(torch.jit, "script")
+    assert default_suffix() == ".pt2"
     with pytest.raises(
         ModelError,
-        match=r"other\.pt: not written, since exporting needs TorchScript, .* Python 3\.13 or older",
+        match=r"other\.pt: not written, since a \.pt needs TorchScript, .* Python 3\.13 or older .*; or name a \.pt2 file",
     ):
         exported(small_model(), tmp_path / "other.pt")
-    with pytest.raises(ModelError, match=r"m\.pt: running it in PyTorch needs TorchScript"):
-        FrozenRunner(tmp_path / "m.pt")
+    assert FrozenRunner(tmp_path / "m.pt").info.name == "table"
     assert verify(tmp_path / "m.pt") <= TOLERANCES["float32"]  # by the table
     check_computes(tmp_path / "m.pt", small_model())
+    with pytest.raises(ModelError, match=r"silu\.pt: only TorchScript runs its operator silu"):
+        verify(tmp_path / "silu.pt")  # by nothing
 
 
 def test_no_import_needs_torchscript(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-// A frozen module: the `.pt` that `swsl export` writes, and everything it says about itself.
+// A frozen module: the `.pt` or `.pt2` that `swsl export` writes, and everything it says about itself.
 //
 //   auto model = swsl::FrozenModel::load("model.pt");
 //   const auto& metadata = model.metadata();
@@ -40,8 +40,9 @@ class SWSL_API ModelError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// Of another network than ours only the number of classes is known.
 struct Architecture {
-  std::vector<std::int64_t> layers;
+  std::vector<std::int64_t> layers;  // 4, or none
   std::int64_t groups = 0;
   std::int64_t width_per_group = 0;
   std::int64_t num_classes = 0;
@@ -76,6 +77,10 @@ class SWSL_API FrozenModel {
   // The network table. Its weights lie in the mapped file, for as long as anybody holds them, and their CRCs
   // are not checked yet.
   const Network& network() const;
+
+  // Whether it holds TorchScript beside the network table, as a `.pt` does: LibTorch runs that, and not the
+  // program of torch.export in a `.pt2`.
+  bool has_torchscript() const;
 
   // Runs `compute` (the golden input, 1×3×H×W → what comes of it) for an engine that computes in `dtype`.
   GoldenResult check_golden(const std::function<Outputs(const Batch&)>& compute, ElementType dtype) const;

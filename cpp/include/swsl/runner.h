@@ -13,6 +13,8 @@
 //   for (const auto& result : runner.run(images, {predictions, embedding}))  // in one forward pass
 //     if (result.ok()) keep(result.predictions.front().label, result.embedding);
 //
+//   std::future<swsl::Result> answer = runner.submit("dog.jpg");  // threads' requests share forward passes
+//
 // Errors: ModelError for the model's file, std::invalid_argument for a faulty argument or option, ImageError
 // from classify_file. In batches an image's error is in its own place instead.
 //
@@ -23,6 +25,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <future>
 #include <memory>
 #include <span>
 #include <string>
@@ -127,6 +130,11 @@ class SWSL_API Runner {
   // Their predictions.
   std::vector<Result> classify(std::span<const ImageSource> images, int top_k = 5) const;
 
+  // The predictions of one image, computed together with those that other threads submit in the same moment:
+  // a DynamicBatcher with its defaults, which says more. Its threads are there from the first call on, as
+  // long as the runner, whose destruction computes what was submitted.
+  std::future<Result> submit(ImageSource image) const;
+
   BatchResult logits(std::span<const ImageSource> images) const;      // N×classes
   BatchResult embed(std::span<const ImageSource> images) const;       // N×features
   BatchResult preprocess(std::span<const ImageSource> images) const;  // N×3×H×W
@@ -152,7 +160,9 @@ class SWSL_API Runner {
  private:
   friend class Stream;
   struct State;
+  struct Requests;
   std::shared_ptr<State> state_;  // streams share it
+  std::unique_ptr<Requests> requests_;
 };
 
 // How this library was built and what it can do here.

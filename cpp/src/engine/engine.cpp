@@ -6,6 +6,7 @@
 #include "engine/auto_dtype.h"
 #include "engine/backend.h"
 #include "engine/cpu_engine.h"
+#include "model/network.h"
 #include "threads/cores.h"
 
 namespace swsl {
@@ -74,6 +75,7 @@ std::unique_ptr<Engine> make_engine(const FrozenModel& model, const EngineOption
   std::string why_not;
   if (options.device == "cpu")
     if (auto engine = make_cpu_engine(model, options, why_not)) return engine;
+  if (options.device == "cpu") check_torchscript(model, why_not);
   if (backend() == nullptr) need_libtorch(model.path() + ": " + why_not + ", so it");
   return backend()->make_engine(model, options, why_not);
 }

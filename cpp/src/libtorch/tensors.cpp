@@ -9,6 +9,7 @@
 
 #include "libtorch/fresh_thread.h"
 #include "libtorch/tensor_engine.h"
+#include "model/network.h"
 
 namespace swsl::libtorch {
 namespace {
@@ -52,6 +53,7 @@ at::Tensor rows(BatchResult result) {
 }
 
 torch::jit::Module load_module(const FrozenModel& model) {
+  check_torchscript(model, "its TorchScript is asked for");
   torch::jit::Module module;
   try {
     module = on_fresh_thread([&] { return torch::jit::load(model.path(), at::kCPU); });

@@ -32,6 +32,7 @@
 #include "libtorch/forward_thread.h"
 #include "libtorch/parts.h"
 #include "libtorch/tensor_engine.h"
+#include "model/network.h"
 
 namespace swsl {
 namespace {
@@ -311,6 +312,7 @@ class TorchScriptEngine final : public TensorEngine {
 
 std::unique_ptr<Engine> make_torchscript_engine(const FrozenModel& model, const EngineOptions& options,
                                                 const std::string& why_not) {
+  if (!why_not.empty()) check_torchscript(model, why_not);
   // What a narrow dtype rounds hides what may be wrong with the module: the core has checked its own way of
   // running the file only.
   if (options.dtype != ElementType::float32)

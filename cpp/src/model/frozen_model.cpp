@@ -18,6 +18,8 @@ namespace {
 
 constexpr std::int64_t known_format = 3;
 constexpr const char* metadata_entry = "extra/swsl.json";
+constexpr const char* script_entry = "constants.pkl";
+constexpr const char* program_entry = "archive_format";
 constexpr std::size_t longest_metadata = std::size_t{4} << 20;
 
 std::string describe(const std::vector<std::int64_t>& shape) {
@@ -30,7 +32,7 @@ std::shared_ptr<const Archive> open_archive(const std::string& path) {
   std::error_code ignored;
   const auto status = std::filesystem::status(path, ignored);
   if (std::filesystem::is_directory(status))
-    throw ModelError(path + ": is a directory, expected a frozen module (.pt)");
+    throw ModelError(path + ": is a directory, expected a frozen module (.pt or .pt2)");
   if (!std::filesystem::exists(status))
     throw ModelError(path + ": no such file; expected a frozen module (make one with: swsl export)");
   try {
@@ -47,11 +49,13 @@ std::shared_ptr<const Archive> open_archive(const std::string& path) {
 std::string read_metadata_text(const std::string& path, const Archive& archive) {
   const auto* entry = archive.find(metadata_entry);
   if (entry == nullptr) {
-    const bool script = archive.find("constants.pkl") != nullptr;
-    throw ModelError(path +
-                     (script ? ": a TorchScript module without swsl.json inside: not exported by swsl"
-                             : ": a zip file, but no TorchScript module; weights have to be exported first") +
-                     " (make a frozen module with: swsl export)");
+    std::string found =
+        "a zip file, but neither TorchScript nor a program; weights have to be exported first";
+    for (const auto& [name, kind] : {std::pair(program_entry, "a program of torch.export"),
+                                     std::pair(script_entry, "a TorchScript module")})
+      if (archive.find(name) != nullptr)
+        found = std::string(kind) + " without swsl.json inside: not exported by swsl";
+    throw ModelError(path + ": " + found + " (make a frozen module with: swsl export)");
   }
   if (entry->bytes.size() > longest_metadata)
     throw ModelError(path + ": swsl.json inside it has " + std::to_string(entry->bytes.size()) +
@@ -172,12 +176,14 @@ void parse_metadata(const Json& root, Metadata& metadata) {
     if (number < 1 || number > 1 << 16) value.refuse("an integer from 1 to 65536", std::to_string(number));
     return number;
   };
-  for (const auto& layer : architecture.at("layers").items())
-    metadata.architecture.layers.push_back(size(layer));
-  if (metadata.architecture.layers.size() != 4)
-    architecture.at("layers").refuse("4 integers", std::to_string(metadata.architecture.layers.size()));
-  metadata.architecture.groups = size(architecture.at("groups"));
-  metadata.architecture.width_per_group = size(architecture.at("width_per_group"));
+  if (const auto& layers = architecture.at("layers"); !layers.is_null()) {  // else it is no ResNeXt of ours
+    for (const auto& layer : layers.items()) metadata.architecture.layers.push_back(size(layer));
+    if (metadata.architecture.layers.size() != 4)
+      layers.refuse("4 integers", std::to_string(metadata.architecture.layers.size()));
+  }
+  const auto optional_size = [&](const Json& value) { return value.is_null() ? 0 : size(value); };
+  metadata.architecture.groups = optional_size(architecture.at("groups"));
+  metadata.architecture.width_per_group = optional_size(architecture.at("width_per_group"));
   metadata.architecture.num_classes = size(architecture.at("num_classes"));
   metadata.preprocess = parse_spec(root.at("preprocess"));
   for (const auto& label : root.at("labels").items()) metadata.labels.push_back(label.string());
@@ -227,6 +233,7 @@ FrozenModel FrozenModel::load(const std::string& path) {
 const std::string& FrozenModel::path() const { return state_->path; }
 const Metadata& FrozenModel::metadata() const { return state_->metadata; }
 const Network& FrozenModel::network() const { return state_->network; }
+bool FrozenModel::has_torchscript() const { return state_->network.archive->find(script_entry) != nullptr; }
 
 GoldenResult FrozenModel::check_golden(const std::function<Outputs(const Batch&)>& compute,
                                        ElementType dtype) const {
@@ -260,6 +267,13 @@ void check_classifier(const FrozenModel& model) {
                        ": swsl.json inside it: golden.weight_norms and golden.biases of class " +
                        std::to_string(i) + " are not those of its classifier; export it again");
   }
+}
+
+void check_torchscript(const FrozenModel& model, const std::string& why) {
+  if (!model.has_torchscript())
+    throw ModelError(model.path() + ": " + why +
+                     ", and LibTorch does not run torch.export's program, which this .pt2 holds; export the "
+                     "model to a .pt, whose TorchScript it runs: swsl export … -o model.pt");
 }
 
 void check_stored(const FrozenModel& model, const Network::Stored& weights) {

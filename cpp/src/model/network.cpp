@@ -61,6 +61,7 @@ class Reader {
         {"add", Operation::add},
         {"max_pool2d", Operation::max_pool},
         {"avg_pool2d", Operation::average_pool},
+        {"avg_pool2d_ceil", Operation::average_pool},
         {"adaptive_avg_pool2d", Operation::global_average_pool},
         {"flatten", Operation::flatten},
     };
@@ -91,6 +92,7 @@ class Reader {
         read_pair(json.at("padding"), 0, window.pad_height, window.pad_width);
         if (2 * window.pad_height > window.kernel_height || 2 * window.pad_width > window.kernel_width)
           json.at("padding").refuse("at most half of kernel_size", "more");
+        window.ceil_mode = node.name == "avg_pool2d_ceil";
         break;
       case Operation::global_average_pool: {
         int height = 0, width = 0;

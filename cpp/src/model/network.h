@@ -1,6 +1,7 @@
 // The network table: a list of operators over numbered values.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -18,8 +19,30 @@ struct Window {
   int stride_height = 1, stride_width = 1;
   int pad_height = 0, pad_width = 0;
   int dilation_height = 1, dilation_width = 1;
+  bool ceil_mode = false;  // a last window may reach beyond the padding, of which it takes no account
+
+  // Positions along an axis of an input; 0 where none fits.
+  int rows(int height) const {
+    return places(height, kernel_height, stride_height, pad_height, dilation_height);
+  }
+  int columns(int width) const {
+    return places(width, kernel_width, stride_width, pad_width, dilation_width);
+  }
+  // What an average at a row and column of the output divides by.
+  int area(int row, int column, int height, int width) const {
+    const int top = row * stride_height - pad_height, left = column * stride_width - pad_width;
+    return (std::min(top + kernel_height, height + pad_height) - top) *
+           (std::min(left + kernel_width, width + pad_width) - left);
+  }
 
   bool operator==(const Window&) const = default;
+
+ private:
+  int places(int size, int kernel, int stride, int pad, int dilation) const {
+    const int room = size + 2 * pad - dilation * (kernel - 1) - 1 + (ceil_mode ? stride - 1 : 0);
+    const int count = room < 0 ? 0 : room / stride + 1;
+    return ceil_mode && (count - 1) * stride >= size + pad ? count - 1 : count;  // each begins inside
+  }
 };
 
 enum class Operation {
@@ -73,6 +96,9 @@ Network read_network(const Json& table, std::shared_ptr<const Archive> archive);
 // Throws ModelError where the classifier, the last of the operators, is not of the sizes that the golden
 // check states: they decide how large an error of the logits may be.
 void check_classifier(const FrozenModel& model);
+
+// Throws ModelError where there is none for LibTorch to run. `why`: what it is needed for.
+SWSL_API void check_torchscript(const FrozenModel& model, const std::string& why);
 
 // Throws ModelError where they are not.
 SWSL_API void check_stored(const FrozenModel& model, const Network::Stored& weights);

@@ -1,7 +1,10 @@
 #include <swsl/runner.h>
 
 #include <algorithm>
+#include <mutex>
 #include <utility>
+
+#include <swsl/dynamic_batcher.h>
 
 #ifdef __GLIBC__
 #include <malloc.h>
@@ -13,8 +16,14 @@
 
 namespace swsl {
 
+// Not of the state, which a batcher's stream shares.
+struct Runner::Requests {
+  std::mutex making;
+  std::shared_ptr<DynamicBatcher> batcher;
+};
+
 Runner::Runner(const std::string& model_path, const RunnerOptions& options)
-    : state_(State::make(FrozenModel::load(model_path), options)) {
+    : state_(State::make(FrozenModel::load(model_path), options)), requests_(std::make_unique<Requests>()) {
 #ifdef __GLIBC__
   malloc_trim(0);  // glibc would keep what reading and packing have freed
 #endif
@@ -62,6 +71,18 @@ BatchResult Runner::logits(std::span<const ImageSource> images) const {
 BatchResult Runner::embed(std::span<const ImageSource> images) const {
   return state_->run(images, state_->info.features,
                      [this](const Batch& batch, float* rows) { state_->compute(batch, nullptr, rows); });
+}
+
+std::future<Result> Runner::submit(ImageSource image) const {
+  state_->check_own_process();  // before a lock that may be held for ever
+  std::shared_ptr<DynamicBatcher> batcher;
+  {
+    const std::lock_guard lock(requests_->making);
+    if (!requests_->batcher || requests_->batcher->failed())
+      requests_->batcher = std::make_shared<DynamicBatcher>(*this);
+    batcher = requests_->batcher;
+  }
+  return batcher->submit(std::move(image));
 }
 
 std::vector<LayerTime> Runner::profile(const Batch& batch) const {

@@ -93,6 +93,22 @@ TEST(folders_are_walked_in_order_and_a_bad_file_is_one_line) {
   CHECK(has(run.errors, "swsl-classify: error: " + (folder / "a.png").string() + ": "));
 }
 
+TEST(an_empty_folder_is_called_empty) {
+  namespace fs = std::filesystem;
+  const std::string empty = data("no images"), other = data("no images") + "/inner";
+  fs::remove_all(empty);
+  fs::create_directories(other);
+  std::ofstream(other + "/a.heic");
+  const auto run = classify(model + " '" + empty + "' '" + other + '/' + "' --format csv --top-k 1");
+  CHECK_EQ(run.code, 1);
+  CHECK(has(run.errors, "error: " + empty + ": holds no image of a format that is read\n"));
+  CHECK(has(run.out, '\n' + other + "/," + other + "/: holds no image of a format that is read,,,\n"));
+  fs::remove(other + "/a.heic");
+  CHECK(has(classify(model + " '" + other + '\'').errors, "error: " + other + ": is empty\n"));
+  const auto listed = classify(model + " -", "echo '" + other + "' | ");
+  CHECK(has(listed.errors, "error: " + other + ": is a directory"));
+}
+
 TEST(max_pixels_reach_the_runner) {
   const auto run = classify(model + ' ' + quoted("photo.jpg") + " --max-pixels 99");
   CHECK_EQ(run.code, 1);

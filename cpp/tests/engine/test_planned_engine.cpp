@@ -83,6 +83,14 @@ TEST(what_it_has_no_kernels_for_needs_libtorch) {
   CHECK_EQ(swsl::parse_device("auto"), "cpu");
 }
 
+TEST(what_libtorch_could_not_run_either_needs_another_file) {
+  const auto program = swsl::FrozenModel::load(data("tiny.pt2"));
+  CHECK(make_engine(program)->info().name == "planned");
+  CHECK_THROWS(swsl::ModelError,
+               "float32 and bfloat16 only, and LibTorch does not run torch.export's program",
+               make_engine(program, {.dtype = ElementType::float16}));
+}
+
 TEST(the_answers_do_not_depend_on_the_batch) {
   const auto engine = make_engine(tiny(), {.max_batch = 4});
   const auto images = make_images(13);

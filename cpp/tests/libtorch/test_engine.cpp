@@ -132,6 +132,8 @@ TEST(faulty_arguments_are_named) {
   CHECK_THROWS(std::invalid_argument, "device: \"cuda:99\" is not here", swsl::parse_device("cuda:99"));
   CHECK_THROWS(swsl::ModelError,
                "unfrozen.pt: ", swsl::libtorch::load_module(swsl::FrozenModel::load(data("unfrozen.pt"))));
+  CHECK_THROWS(swsl::ModelError, "tiny.pt2: its TorchScript is asked for, and LibTorch does not run",
+               swsl::libtorch::load_module(swsl::FrozenModel::load(data("tiny.pt2"))));
 }
 
 TEST(a_module_that_fails_its_golden_check_is_refused) {

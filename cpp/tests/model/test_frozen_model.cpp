@@ -54,6 +54,31 @@ TEST(the_network_is_listed_with_its_weights) {
   }
 }
 
+TEST(a_program_of_torch_export_holds_the_same_network) {
+  const auto script = FrozenModel::load(data("tiny.pt")), program = FrozenModel::load(data("tiny.pt2"));
+  CHECK(script.has_torchscript() && !program.has_torchscript());
+  CHECK_EQ(script.metadata().fingerprint, program.metadata().fingerprint);
+  const auto &expected = script.network().nodes, &found = program.network().nodes;
+  CHECK_EQ(expected.size(), found.size());
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    CHECK(found[i].operation == expected[i].operation && found[i].inputs == expected[i].inputs);
+    CHECK(found[i].window == expected[i].window && found[i].groups == expected[i].groups);
+  }
+  const auto &weights = program.network().stored, &same = script.network().stored;
+  CHECK_EQ(weights.size(), same.size());
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    CHECK(weights[i].name.starts_with("data/weights/"));
+    CHECK(weights[i].is_sound() && weights[i].crc == same[i].crc);
+  }
+}
+
+TEST(of_another_network_only_the_classes_are_known) {
+  const auto architecture = FrozenModel::load(data("other_architecture.pt")).metadata().architecture;
+  CHECK(architecture.layers.empty());
+  CHECK_EQ(architecture.groups, 0);
+  CHECK_EQ(architecture.num_classes, 10);
+}
+
 TEST(every_kind_of_wrong_file_is_named_with_what_it_is) {
   const auto load = [](const char* name) { return FrozenModel::load(data(name)); };
   CHECK_THROWS(ModelError, "nothing.pt: no such file", load("nothing.pt"));
@@ -62,6 +87,7 @@ TEST(every_kind_of_wrong_file_is_named_with_what_it_is) {
     CHECK_THROWS(ModelError, std::string(name) + ": no frozen module, or damaged: ", load(name));
   CHECK_THROWS(ModelError, "weights have to be exported first", load("weights.pth"));
   CHECK_THROWS(ModelError, "a TorchScript module without swsl.json", load("no_json.pt"));
+  CHECK_THROWS(ModelError, "a program of torch.export without swsl.json", load("no_json.pt2"));
   CHECK_THROWS(ModelError, "bad_json.pt: swsl.json inside it: JSON: expected a key in quotes at offset 13",
                load("bad_json.pt"));
   CHECK_THROWS(ModelError, "format 9, this version of swsl knows format 3 only; update swsl",

@@ -32,7 +32,8 @@ SWSL_API at::Tensor embed(Engine& engine, const at::Tensor& batch);
 // The rows, float32 on the CPU, in the same memory.
 SWSL_API at::Tensor rows(BatchResult result);
 
-// On the CPU, float32, frozen: weights are constants of its methods `forward` and `embed`.
+// On the CPU, float32, frozen: weights are constants of its methods `forward` and `embed`. Of a `.pt`; a
+// `.pt2` has none, which is a ModelError.
 SWSL_API torch::jit::Module load_module(const FrozenModel& model);
 
 }  // namespace swsl::libtorch

@@ -20,6 +20,44 @@
 namespace swsl::cpu {
 namespace {
 
+[[gnu::always_inline]] inline void prefetch_l1(const char* p) { __builtin_prefetch(p, 0, 3); }
+[[gnu::always_inline]] inline void prefetch_l2(const char* p) { __builtin_prefetch(p, 0, 2); }
+[[gnu::always_inline]] inline void prefetch_write(const char* p) { __builtin_prefetch(p, 1); }
+
+// As a line, or half of one, of the set's type, or as float32.
+template <class I, int vectors>
+[[gnu::always_inline]] inline void store(const typename I::Sum (&sums)[vectors], char* output,
+                                         std::ptrdiff_t block_step, bool floats) {
+  if constexpr (I::line_vectors > 1) {
+    if (!floats) return I::store_line(sums, output);
+  }
+#pragma GCC unroll 2
+  for (int v = 0; v < vectors; ++v) I::store_floats(sums[v], output + v * block_step);
+}
+
+template <class I>
+[[gnu::always_inline]] inline typename I::Sum floor_of(bool relu) {
+  return I::splat(relu ? 0.0f : -__builtin_inff());
+}
+
+// A pixel's sums, `at` in the tile, through residual and ReLU to the output.
+template <class I, int vectors>
+[[gnu::always_inline]] inline void finish_pixel(const TileArgs& args, int at, const typename I::Sum& floor,
+                                                typename I::Sum (&sums)[vectors]) {
+  if (args.residual != nullptr) {
+    const char* residual = args.residual + args.residual_lines[at] * line_bytes;
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) {
+      const int block = v / I::line_vectors;
+      sums[v] =
+          I::plus(sums[v], I::load_line(residual + block * args.residual_block_step, v % I::line_vectors));
+    }
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < vectors; ++v) sums[v] = I::maximum(floor, sums[v]);
+  store<I>(sums, args.output + args.output_lines[at] * line_bytes, args.output_block_step, args.float_output);
+}
+
 // `input` and `second`: the current step of the first pixel in the tile's two rows.
 template <class I, int rows, int columns, int vectors, int pixel_bytes>
 [[gnu::always_inline]] inline void multiply_step(typename I::Sum (&sums)[rows * columns][vectors],
@@ -51,8 +89,8 @@ void compute_tile(const TileArgs& args) {
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; v += I::line_vectors) {
       if (args.residual != nullptr)
-        I::prefetch_l1(args.residual + args.residual_lines[at] * line_bytes + v * args.residual_block_step);
-      I::prefetch_write(args.output + args.output_lines[at] * line_bytes + v * args.output_block_step);
+        prefetch_l1(args.residual + args.residual_lines[at] * line_bytes + v * args.residual_block_step);
+      prefetch_write(args.output + args.output_lines[at] * line_bytes + v * args.output_block_step);
     }
   }
   constexpr auto step = multiply_step<I, rows, columns, vectors, pixel_bytes>;
@@ -62,7 +100,7 @@ void compute_tile(const TileArgs& args) {
     const char* input = args.input + args.block_offsets[b];
     const char* second = input + args.row_step;
     if (prefetch != nullptr) {
-      for (int j = 0; j < args.prefetch_lines; ++j) I::prefetch_l2(prefetch + j * line_bytes);
+      for (int j = 0; j < args.prefetch_lines; ++j) prefetch_l2(prefetch + j * line_bytes);
       prefetch += args.prefetch_lines * line_bytes;
     }
     int k = 0;
@@ -84,21 +122,10 @@ void compute_tile(const TileArgs& args) {
       weights += vectors * line_bytes;
     }
   }
-  const auto floor = I::floor(args.relu);
+  const auto floor = floor_of<I>(args.relu);
 #pragma GCC unroll 64
-  for (int p = 0; p < rows * columns; ++p) {
-    const int at = (p / columns) * args.line_row_step + p % columns;
-    if (args.residual != nullptr)
-      I::template add<vectors>(sums[p], args.residual + args.residual_lines[at] * line_bytes,
-                               args.residual_block_step);
-#pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) sums[p][v] = I::maximum(floor, sums[p][v]);
-    char* output = args.output + args.output_lines[at] * line_bytes;
-    if (I::line_vectors > 1 && args.float_output)
-      I::template store_floats<vectors>(sums[p], output, args.output_block_step);
-    else
-      I::template store<vectors>(sums[p], output, args.output_block_step);
-  }
+  for (int p = 0; p < rows * columns; ++p)
+    finish_pixel<I>(args, (p / columns) * args.line_row_step + p % columns, floor, sums[p]);
 }
 
 template <class I, int columns, int stride>
@@ -130,11 +157,11 @@ void compute_grouped_row(const GroupedRowArgs& args) {
     }
     row += args.row_step;
   }
-  const auto floor = I::floor(args.relu);
+  const auto floor = floor_of<I>(args.relu);
 #pragma GCC unroll 64
   for (int p = 0; p < columns; ++p) {
     sums[p][0] = I::maximum(floor, sums[p][0]);
-    I::template store<1>(sums[p], args.output + p * line_bytes, 0);
+    store<I>(sums[p], args.output + p * line_bytes, 0, false);
   }
 }
 
@@ -156,7 +183,7 @@ void pool_window(const PoolArgs& args) {
 #pragma GCC unroll 2
     for (auto& sum : sums) sum = I::times(sum, I::splat(args.scale));
   }
-  I::template store<I::line_vectors>(sums, args.output, line_bytes);
+  store<I>(sums, args.output, line_bytes, false);
 }
 
 template <class I>
@@ -175,9 +202,8 @@ double run_peak_loop(const float* factors, int rounds) {
   auto total = sums[0];
 #pragma GCC unroll 32
   for (auto& sum : sums) total = I::plus(total, sum);
-  typename I::Sum result[1] = {total};
   char line[line_bytes];
-  I::template store<1>(result, line, 0);
+  I::store_floats(total, line);
   asm volatile("" : : "m"(line));  // used, as far as the compiler knows
   return 2.0 * vector_width * I::line_vectors * count * rounds;
 }
@@ -204,8 +230,8 @@ struct Tables {
     using All = typename CountTo<I::max_pixels / rows>::Type;
     if (pixel_bytes == line_bytes) return pick_tile<rows, vectors, line_bytes>(columns, All{});
     if (pixel_bytes == 2 * line_bytes) return pick_tile<rows, vectors, 2 * line_bytes>(columns, All{});
-    if (pixel_bytes == I::stem_pixel_bytes)
-      return pick_tile<rows, vectors, I::stem_pixel_bytes>(columns, All{});
+    constexpr int stem_pixel_bytes = 2 * 3 * line_bytes / (I::line_vectors * vector_width);  // of 3 channels
+    if (pixel_bytes == stem_pixel_bytes) return pick_tile<rows, vectors, stem_pixel_bytes>(columns, All{});
     return columns == 1 ? pick_tile<rows, vectors, line_bytes>(1, All{}) : nullptr;
   }
   static TileKernel tile(int rows, int columns, int vectors, int pixel_bytes) {

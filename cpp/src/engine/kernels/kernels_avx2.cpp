@@ -18,7 +18,6 @@ struct Avx2 {
     __m256i low, high;
   };
   static constexpr int max_pixels = 6, max_vectors = 1, line_vectors = 1;
-  static constexpr int stem_pixel_bytes = 2 * 3 * 4;  // stride 2 over 3 interleaved channels
 
   static Sum load_floats(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
   static Weights load_weights(const char* p) { return load_floats(reinterpret_cast<const float*>(p)); }
@@ -39,11 +38,7 @@ struct Avx2 {
     const auto line = load_weights(p);
     return {_mm256_permutevar8x32_ps(line.low, order.low), _mm256_permutevar8x32_ps(line.high, order.high)};
   }
-  static void prefetch_l1(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
-  static void prefetch_l2(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
-  static void prefetch_write(const char* p) { __builtin_prefetch(p, 1); }
   static Sum splat(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
-  static Sum floor(bool relu) { return splat(relu ? 0.0f : -__builtin_inff()); }
   static Sum maximum(const Sum& a, const Sum& b) {  // a NaN in b stays
     return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)};
   }
@@ -54,20 +49,10 @@ struct Avx2 {
     return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)};
   }
   static Sum load_line(const char* line, int) { return load_weights(line); }
-
-  template <int vectors>
-  static void add(Sum (&sums)[vectors], const char* residual, std::ptrdiff_t) {
-    sums[0] = plus(sums[0], load_weights(residual));
-  }
-  template <int vectors>
-  static void store(const Sum (&sums)[vectors], char* output, std::ptrdiff_t) {
+  static void store_floats(const Sum& sum, char* output) {
     auto* floats = reinterpret_cast<float*>(output);
-    _mm256_storeu_ps(floats, sums[0].low);
-    _mm256_storeu_ps(floats + 8, sums[0].high);
-  }
-  template <int vectors>
-  static void store_floats(const Sum (&sums)[vectors], char* output, std::ptrdiff_t block_step) {
-    store<vectors>(sums, output, block_step);
+    _mm256_storeu_ps(floats, sum.low);
+    _mm256_storeu_ps(floats + 8, sum.high);
   }
 };
 

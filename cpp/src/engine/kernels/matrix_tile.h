@@ -12,7 +12,7 @@
 // their sums go nowhere; blocks of fewer channels have zero weights. Denormal inputs and sums count as 0.
 #pragma once
 
-#include "engine/kernels/kernels.h"
+#include "engine/kernels/kernel_templates.h"
 
 namespace swsl::cpu {
 
@@ -33,8 +33,8 @@ void compute_matrix_tile(const TileArgs& args) {
   const bool both = args.pixels > tile_rows;
   for (int p = 0; p < args.pixels; ++p) {
     if (args.output_lines[p] < 0) continue;
-    if (args.residual != nullptr) I::prefetch_l1(args.residual + args.residual_lines[p] * line_bytes);
-    I::prefetch_write(args.output + args.output_lines[p] * line_bytes);
+    if (args.residual != nullptr) prefetch_l1(args.residual + args.residual_lines[p] * line_bytes);
+    prefetch_write(args.output + args.output_lines[p] * line_bytes);
   }
   T::template load<0>(args.bias, 0);
   T::template load<1>(args.bias + vector_width, 0);
@@ -47,7 +47,7 @@ void compute_matrix_tile(const TileArgs& args) {
   for (int b = 0; b < args.blocks; ++b) {
     const char* input = args.input + args.block_offsets[b];
     if (prefetch != nullptr) {
-      for (int j = 0; j < args.prefetch_lines; ++j) I::prefetch_l2(prefetch + j * line_bytes);
+      for (int j = 0; j < args.prefetch_lines; ++j) prefetch_l2(prefetch + j * line_bytes);
       prefetch += args.prefetch_lines * line_bytes;
     }
     T::template load<4>(input, args.pixel_bytes);
@@ -70,19 +70,11 @@ void compute_matrix_tile(const TileArgs& args) {
     T::template store<2>(sums[tile_rows], sum_bytes);
     T::template store<3>(sums[tile_rows] + vector_width, sum_bytes);
   }
-  const auto floor = I::floor(args.relu);
+  const auto floor = floor_of<I>(args.relu);
   for (int p = 0; p < args.pixels; ++p) {
     if (args.output_lines[p] < 0) continue;
     typename I::Sum pixel[2] = {I::load_floats(sums[p]), I::load_floats(sums[p] + vector_width)};
-    if (args.residual != nullptr)
-      I::template add<2>(pixel, args.residual + args.residual_lines[p] * line_bytes,
-                         args.residual_block_step);
-    for (auto& sum : pixel) sum = I::maximum(floor, sum);
-    char* output = args.output + args.output_lines[p] * line_bytes;
-    if (args.float_output)
-      I::template store_floats<2>(pixel, output, args.output_block_step);
-    else
-      I::template store<2>(pixel, output, args.output_block_step);
+    finish_pixel<I>(args, p, floor, pixel);
   }
 }
 

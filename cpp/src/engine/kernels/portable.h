@@ -28,7 +28,6 @@ struct Portable {
   static constexpr int max_pixels = 2;
 #endif
   static constexpr int max_vectors = 1, line_vectors = bfloat16 ? 2 : 1;
-  static constexpr int stem_pixel_bytes = 2 * 3 * (bfloat16 ? 2 : 4);  // stride 2 over 3 interleaved channels
 
   template <typename Vector>
   static Vector load(const void* p) {
@@ -59,11 +58,7 @@ struct Portable {
     for (int i = 0; i < 16; ++i) lanes[i] = line[order[i]];
     return load<Weights>(lanes);
   }
-  static void prefetch_l1(const char* p) { __builtin_prefetch(p, 0, 3); }
-  static void prefetch_l2(const char* p) { __builtin_prefetch(p, 0, 2); }
-  static void prefetch_write(const char* p) { __builtin_prefetch(p, 1); }
   static Sum splat(float value) { return value - Floats{}; }
-  static Sum floor(bool relu) { return splat(relu ? 0.0f : -__builtin_inff()); }
   static Sum maximum(const Sum& a, const Sum& b) { return a > b ? a : b; }  // a NaN in b stays
   static Sum plus(const Sum& a, const Sum& b) { return a + b; }
   static Sum times(const Sum& a, const Sum& b) { return a * b; }
@@ -73,11 +68,6 @@ struct Portable {
     else
       return load<Floats>(line);
   }
-
-  template <int vectors>
-  static void add(Sum (&sums)[vectors], const char* residual, std::ptrdiff_t) {
-    for (int v = 0; v < vectors; ++v) sums[v] += load_line(residual, v);
-  }
   // To the nearest, ties to even; NaN stays NaN.
   static Halves narrow(const Sum& sum) {
     const auto bits = reinterpret_cast<Words>(sum);
@@ -85,20 +75,13 @@ struct Portable {
     return __builtin_convertvector((sum == sum ? rounded : bits | 0x400000u) >> 16, Halves);
   }
   template <int vectors>
-  static void store(const Sum (&sums)[vectors], char* output, std::ptrdiff_t block_step) {
-    if constexpr (bfloat16) {
-      for (int v = 0; v < vectors; ++v) {
-        const Halves halves = narrow(sums[v]);
-        std::memcpy(output + v * 32, &halves, sizeof halves);
-      }
-    } else {
-      store_floats<vectors>(sums, output, block_step);
+  static void store_line(const Sum (&sums)[vectors], char* output) {
+    for (int v = 0; v < vectors; ++v) {
+      const Halves halves = narrow(sums[v]);
+      std::memcpy(output + v * 32, &halves, sizeof halves);
     }
   }
-  template <int vectors>
-  static void store_floats(const Sum (&sums)[vectors], char* output, std::ptrdiff_t block_step) {
-    for (int v = 0; v < vectors; ++v) std::memcpy(output + v * block_step, &sums[v], sizeof sums[v]);
-  }
+  static void store_floats(const Sum& sum, char* output) { std::memcpy(output, &sum, sizeof sum); }
 };
 
 }  // namespace

@@ -10,11 +10,6 @@
 namespace swsl::cpu {
 namespace {
 
-int output_size(int size, int kernel, int stride, int pad, int dilation) {
-  const int room = size + 2 * pad - dilation * (kernel - 1) - 1;
-  return room < 0 ? 0 : room / stride + 1;
-}
-
 std::size_t round_up(std::size_t value, std::size_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
@@ -57,11 +52,8 @@ void Plan::lay_out(int threads) {
       throw UnsupportedNetwork(layer.name + " expects " + std::to_string(layer.in_channels) +
                                " channels, its input has " + std::to_string(from.channels));
     to.channels = convolution ? layer.out_channels : from.channels;
-    to.height =
-        global ? 1
-               : output_size(from.height, w.kernel_height, w.stride_height, w.pad_height, w.dilation_height);
-    to.width =
-        global ? 1 : output_size(from.width, w.kernel_width, w.stride_width, w.pad_width, w.dilation_width);
+    to.height = global ? 1 : w.rows(from.height);
+    to.width = global ? 1 : w.columns(from.width);
     if (to.height < 1 || to.width < 1)
       throw UnsupportedNetwork(layer.name + " needs a larger image than " + std::to_string(height_) + "×" +
                                std::to_string(width_));

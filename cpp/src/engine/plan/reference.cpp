@@ -13,10 +13,6 @@ Array make(int images, int channels, int height, int width) {
           std::vector<float>(static_cast<std::size_t>(images) * channels * height * width)};
 }
 
-int size_after(int size, int kernel, int stride, int pad, int dilation) {
-  return (size + 2 * pad - dilation * (kernel - 1) - 1) / stride + 1;
-}
-
 // Calls tap(ky, kx, y, x) for every tap of the window at output pixel (oy, ox) that lies inside the image.
 template <class Tap>
 void for_each_tap(const Window& w, const Array& input, int oy, int ox, Tap tap) {
@@ -31,10 +27,8 @@ void for_each_tap(const Window& w, const Array& input, int oy, int ox, Tap tap) 
 Array windowed(const Node& node, const Array& input) {
   const Window& w = node.window;
   const bool convolution = node.operation == Operation::convolution || node.operation == Operation::linear;
-  Array output =
-      make(input.images, convolution ? node.out_channels : input.channels,
-           size_after(input.height, w.kernel_height, w.stride_height, w.pad_height, w.dilation_height),
-           size_after(input.width, w.kernel_width, w.stride_width, w.pad_width, w.dilation_width));
+  Array output = make(input.images, convolution ? node.out_channels : input.channels, w.rows(input.height),
+                      w.columns(input.width));
   const int in_per_group = convolution ? node.in_channels / node.groups : 0;
   for (int n = 0; n < output.images; ++n)
     for (int c = 0; c < output.channels; ++c)
@@ -58,7 +52,7 @@ Array windowed(const Node& node, const Array& input) {
             }
           });
           if (node.operation == Operation::max_pool) sum = largest;
-          if (node.operation == Operation::average_pool) sum /= w.kernel_height * w.kernel_width;
+          if (node.operation == Operation::average_pool) sum /= w.area(oy, ox, input.height, input.width);
           output.at(n, c, oy, ox) = static_cast<float>(sum);
         }
   return output;
@@ -78,7 +72,7 @@ Array global_average(const Array& input) {
 
 }  // namespace
 
-Array run_reference(const Network& network, const Array& input, bool bfloat16) {
+std::vector<Array> run_reference(const Network& network, const Array& input, bool bfloat16) {
   std::vector<Array> values(network.values);
   std::vector<bool> added(network.values, false);  // by an epilogue that has not rounded yet
   for (const Node& node : network.nodes)
@@ -115,7 +109,7 @@ Array run_reference(const Network& network, const Array& input, bool bfloat16) {
       round(result);
     values[node.output] = std::move(result);
   }
-  return values[network.output];
+  return values;
 }
 
 }  // namespace swsl::cpu

@@ -19,7 +19,8 @@ struct Array {
 };
 
 // Sums in double. With `bfloat16`, values are rounded to bfloat16 where the engine stores them so: the input,
-// and every layer but the last after what its epilogue does. Returns the network's output.
-Array run_reference(const Network& network, const Array& input, bool bfloat16 = false);
+// and every layer but the last after what its epilogue does. Returns every value of the network, by its
+// number.
+std::vector<Array> run_reference(const Network& network, const Array& input, bool bfloat16 = false);
 
 }  // namespace swsl::cpu

@@ -321,7 +321,7 @@ void Plan::run_pool(const Step& step, int image, int chunk) const {
           at(to, image) + local * to.image_step + block * to.block_step + y * to.pitch + x * line_bytes;
       args.rows = last_row - first_row;
       args.columns = last_column - first_column;
-      args.scale = 1.0f / static_cast<float>(w.kernel_height * w.kernel_width);
+      args.scale = 1.0f / static_cast<float>(w.area(y, x, from.height, from.width));
       kernel(args);
     }
 }

@@ -250,7 +250,8 @@ at::Tensor pool(const Layer& layer, const at::Tensor& input) {
   const auto kernel = two(w.kernel_height, w.kernel_width), stride = two(w.stride_height, w.stride_width),
              padding = two(w.pad_height, w.pad_width);
   if (layer.operation == Operation::max_pool) return max_pool(w, input);
-  if (layer.operation == Operation::average_pool) return at::avg_pool2d(input, kernel, stride, padding);
+  if (layer.operation == Operation::average_pool)
+    return at::avg_pool2d(input, kernel, stride, padding, w.ceil_mode);
   if (layer.operation == Operation::global_average_pool) return input.mean({2, 3}, /*keepdim=*/true);
   throw cpu::UnsupportedNetwork(layer.name);
 }

@@ -1,0 +1,137 @@
+"""The command that writes a model to a file or folder: for our runners, LibTorch and torch.export, ONNX's runtimes, timm and the Hub."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..system.files import resolve_target
+
+
+def add_export(commands: Any) -> None:
+    """The command's arguments."""
+    command = commands.add_parser(
+        "export",
+        help="freeze a model into one file for the runner, and for LibTorch or torch.export; or write it for other programs",
+    )
+    command.add_argument(
+        "model", nargs="?", metavar="NAME|FILE", help="a variant, or a training run's best.pth"
+    )
+    command.add_argument(
+        "--from", dest="foreign", metavar="timm:NAME|torchvision:NAME",
+        help="instead: a ResNet or ResNeXt of timm or torchvision, or another network of the same operators, with its own "
+        "preprocessing",
+    )  # fmt: skip
+    command.add_argument(
+        "--no-pretrained", action="store_true", help="with --from: weights from a fixed seed, to measure with"
+    )
+    command.add_argument(
+        "--test-size",
+        action="store_true",
+        help="with --from timm:NAME: the input of its tests, often larger than the training's",
+    )
+    command.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="path or URL of other weights: a state dict or a training program's checkpoint",
+    )
+    command.add_argument(
+        "-o", "--output", metavar="FILE",
+        help="what to write: TorchScript, a program of torch.export if its name ends in .pt2, or ONNX if it ends in .onnx (default "
+        "model.pt, or model.pt2 where Python is 3.14 and has no TorchScript)",
+    )  # fmt: skip
+    command.add_argument(
+        "--format", choices=("timm",), help="write a folder for timm and the Hugging Face Hub instead"
+    )
+    command.add_argument(
+        "--with-preprocessing", action="store_true",
+        help="ONNX: take uint8 RGB images N×H×W×3, and resize, crop and normalise them in the graph",
+    )  # fmt: skip
+    command.add_argument(
+        "--no-check", action="store_true", help="ONNX: write it where no runtime is installed to try it in"
+    )
+    command.set_defaults(run=_export)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from ..system.progress import working
+    from ..weights import file_sha256
+
+    output, write = _writer(arguments)
+    source, load = _reader(arguments)
+    name = arguments.foreign or arguments.model
+    with working(f"exporting {name}"):
+        loaded = load()
+        checks = write(
+            loaded.model, output, spec=loaded.spec, labels=loaded.labels, license=loaded.license,
+            weights_sha256=file_sha256(source) if source else None,
+        )  # fmt: skip
+    files = Path(output).iterdir() if os.path.isdir(output) else [Path(output)]
+    size = sum(path.stat().st_size for path in files) / 1e6
+    licence = loaded.license or ("of a licence that is not stated" if arguments.foreign else "of your own")
+    weights = "from a fixed seed" if arguments.no_pretrained else licence
+    print(f"{output}: {name}, {size:.0f} MB, weights {weights}")
+    for check in checks or []:
+        print(f"  {check}")
+    if arguments.no_check:
+        print("  not checked: nobody has run it yet")
+    return 0
+
+
+def _writer(arguments: argparse.Namespace) -> tuple[str, Callable[..., Any]]:
+    """What to write, seen to be writable before any work, and the function that writes it."""
+    from ..deploy.export import default_suffix, export_model
+    from ..formats.onnx_graph import export_onnx
+    from ..formats.timm_folder import export_timm, resolve_folder
+
+    for_timm = arguments.format == "timm"
+    if for_timm and (arguments.foreign or not arguments.output):
+        what = f"--from: {arguments.foreign} is no ResNeXt of ours; timm has it" if arguments.foreign else (
+            "--output: --format timm needs the folder to write, -o FOLDER"
+        )  # fmt: skip
+        raise argparse.ArgumentError(None, what)
+    output = arguments.output or f"model{default_suffix()}"
+    for_onnx = not for_timm and output.endswith(".onnx")
+    for name in ("with_preprocessing", "no_check"):
+        if getattr(arguments, name) and not for_onnx:
+            raise argparse.ArgumentError(
+                None, f"--{name.replace('_', '-')}: is of ONNX files; expected -o FILE.onnx"
+            )
+    (resolve_folder if for_timm else resolve_target)(output)
+    if for_timm:
+        return output, export_timm
+    if for_onnx:
+        return output, partial(
+            export_onnx, with_preprocessing=arguments.with_preprocessing, check=not arguments.no_check
+        )
+    return output, export_model
+
+
+def _reader(arguments: argparse.Namespace) -> tuple[Path | None, Callable[[], Any]]:
+    """The file of the weights, where there is one, and the function that loads the model."""
+    from ..training.checkpoint import load_checkpoint, load_model, model_files
+    from ..weights import locate
+    from .foreign import load_foreign
+
+    if (arguments.model is None) == (arguments.foreign is None):
+        raise argparse.ArgumentError(None, "expected a NAME, a FILE or --from, one of them")
+    if arguments.foreign is None and (arguments.no_pretrained or arguments.test_size):
+        raise argparse.ArgumentError(None, "--no-pretrained and --test-size: only with --from")
+    if arguments.foreign:
+        if arguments.weights and arguments.no_pretrained:
+            raise argparse.ArgumentError(None, "--no-pretrained: --weights are some; give one or the other")
+        weights = locate(arguments.weights) if arguments.weights else None
+        return weights, partial(
+            load_foreign, arguments.foreign, weights=weights, pretrained=not arguments.no_pretrained,
+            test_size=arguments.test_size,
+        )  # fmt: skip
+    if os.path.isfile(arguments.model):
+        if arguments.weights:
+            raise argparse.ArgumentError(None, f"--weights: {arguments.model} has weights of its own")
+        return Path(arguments.model), partial(load_checkpoint, Path(arguments.model))
+    weights = model_files(arguments.model, arguments.weights)[0]
+    return weights, partial(load_model, arguments.model, arguments.weights)

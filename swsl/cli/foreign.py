@@ -1,0 +1,153 @@
+"""Networks of timm and torchvision by their names there, with the preprocessing that belongs to their weights."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ..labels import LABELS
+from ..preprocess import PreprocessSpec
+from ..state_dicts import read_state_dict
+from ..training._torchvision import import_torchvision
+from ..weights import WeightsError
+
+
+class Foreign(NamedTuple):
+    """A classifier and what `export_model` wants to know of it."""
+
+    model: nn.Module
+    spec: PreprocessSpec
+    labels: tuple[str, ...]
+    license: str | None
+
+
+def load_foreign(
+    source: str, *, weights: Path | None = None, pretrained: bool = True, test_size: bool = False
+) -> Foreign:
+    """What ``--from`` names.
+
+    Args:
+        source: ``timm:NAME``, or ``torchvision:NAME`` with ``.WEIGHTS`` behind it for others than its default.
+        weights: a file of a state dict to load instead of the published one.
+        pretrained: whether to load any; else they come from a fixed seed.
+        test_size: take timm's size for tests, where it states one, in place of the training's.
+
+    Raises:
+        ValueError: no such network, or it cannot be had, or its preprocessing is of a kind that swsl does not have.
+        swsl.WeightsError: the file's weights do not fit.
+        ImportError: timm or torchvision is not installed.
+    """
+    library, _, name = source.partition(":")
+    kinds: dict[str, Callable[[str, bool, bool], Foreign]] = {
+        "timm": _of_timm,
+        "torchvision": _of_torchvision,
+    }
+    if library not in kinds or not name:
+        raise ValueError(f"--from: expected timm:NAME or torchvision:NAME, got {source!r}")
+    if test_size and library != "timm":
+        raise ValueError(f"--test-size: timm's networks have one, {source} has not")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        found = kinds[library](name, pretrained and weights is None, test_size)
+    if weights is not None:
+        try:
+            found.model.load_state_dict(read_state_dict(weights))
+        except RuntimeError as error:
+            if isinstance(error, WeightsError):
+                raise
+            what = " ".join(str(error).split())[:300]
+            raise WeightsError(f"weights: {weights} does not fit {source}: {what}") from error
+    return found
+
+
+def _of_timm(name: str, pretrained: bool, test_size: bool) -> Foreign:
+    import_torchvision()  # which timm imports
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError(f"--from timm:{name} needs timm: pip install timm ({error})") from error
+    if not timm.is_model(name):
+        raise _unknown("timm", name, timm.list_models())
+    model = _made("timm", name, lambda: timm.create_model(name, pretrained=pretrained))
+    config = timm.data.resolve_model_data_config(model, use_test_size=test_size)
+    if config["crop_mode"] != "center" or config["input_size"][0] != 3:
+        raise ValueError(
+            f"--from timm:{name}: expected images of 3 channels, cropped in the centre, got {config['input_size'][0]} and "
+            f"crop_mode {config['crop_mode']!r}"
+        )
+    spec = _spec(
+        "timm",
+        name,
+        config["input_size"][1:],
+        config["crop_pct"],
+        config["interpolation"],
+        config["mean"],
+        config["std"],
+    )
+    count = model.num_classes
+    labels = LABELS if count == len(LABELS) else tuple(map(str, range(count)))
+    return Foreign(model, spec, labels, model.pretrained_cfg.get("license") if pretrained else None)
+
+
+def _of_torchvision(name: str, pretrained: bool, test_size: bool) -> Foreign:
+    import_torchvision()
+    from torchvision import models
+
+    network, _, tag = name.partition(".")
+    if network not in models.list_models(module=models):
+        raise _unknown("torchvision", network, models.list_models(module=models))
+    published = models.get_model_weights(network)
+    if tag and tag not in published.__members__:
+        raise ValueError(
+            f"--from torchvision:{name}: torchvision has no such weights; expected one of {', '.join(published.__members__)}"
+        )
+    chosen = published[tag or "DEFAULT"]
+    model = _made(
+        "torchvision", name, lambda: models.get_model(network, weights=chosen if pretrained else None)
+    )
+    transform = chosen.transforms()
+    (crop,), (resized,) = transform.crop_size, transform.resize_size
+    spec = _spec(
+        "torchvision", name, (crop, crop), _crop_pct(crop, resized), transform.interpolation.value, transform.mean,
+        transform.std,
+    )  # fmt: skip
+    return Foreign(model, spec, tuple(chosen.meta["categories"]), None)
+
+
+def _made(library: str, name: str, make: Callable[[], Any]) -> Any:
+    try:
+        return make()
+    except Exception as error:  # whatever a library and a download may raise
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(
+            f"--from {library}:{name}: {library} cannot make it: {reason}; without a network, give --weights FILE"
+        ) from error
+
+
+def _unknown(library: str, name: str, known: Iterable[str]) -> ValueError:
+    near = difflib.get_close_matches(name, list(known), n=3)
+    advice = f"; the nearest: {', '.join(near)}" if near else ""
+    return ValueError(f"--from {library}:{name}: {library} has no such network{advice}")
+
+
+def _spec(
+    library: str, name: str, size: Any, crop_pct: float, interpolation: str, mean: Any, std: Any
+) -> PreprocessSpec:
+    try:
+        return PreprocessSpec(tuple(size), float(crop_pct), interpolation, tuple(mean), tuple(std))
+    except ValueError as error:
+        raise ValueError(f"--from {library}:{name}: its preprocessing is of another kind: {error}") from error
+
+
+def _crop_pct(crop: int, resized: int) -> float:
+    """The share of which `PreprocessSpec` makes this very size, whatever the rounding."""
+    share = crop / resized
+    while math.floor(crop / share) < resized:
+        share = math.nextafter(share, 0)
+    return share

@@ -204,7 +204,7 @@ def create_model(
         num_classes: rows of the classifier; None takes 1000, or the folder's. With another number than 1000 or the folder's
             everything but the classifier is loaded and the classifier is freshly initialised (unless the file's has this very
             size); 0 builds none and the model returns pooled features N×2048.
-        progress: show a bar while downloading.
+        progress: show a bar while downloading; of the Hub's files huggingface_hub shows its own.
         timm_options: what timm's function takes besides; a value that would change something is refused.
 
     Returns:

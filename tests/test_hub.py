@@ -17,7 +17,7 @@ import json, sys, types
 
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"PIL", "torchvision", "timm", "numpy", "safetensors", "tqdm", "sklearn", "pybind11"}:
+        if name.split(".")[0] in {"PIL", "torchvision", "timm", "numpy", "safetensors", "huggingface_hub", "tqdm", "sklearn", "pybind11"}:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Refuse())

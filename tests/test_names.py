@@ -180,6 +180,21 @@ def test_a_trained_model_tells_timm_of_its_own_preprocessing(tmp_path: Path) -> 
     assert EagerRunner(loaded).labels == ("0", "1", "2")
 
 
+@pytest.mark.parametrize("license_", ["CC-BY-NC-4.0", "apache-2.0", None])
+def test_a_trained_model_is_of_the_variant_whose_licence_binds_it(
+    tmp_path: Path, license_: str | None
+) -> None:
+    """Others of its architecture, which may have begun from other weights in a folder of timm's, only look like it."""
+    model = swsl.create_model(NAME, pretrained=False, num_classes=2)
+    save_checkpoint(
+        tmp_path / "best.pth", Checkpoint(model, swsl.PreprocessSpec(), ("a", "b"), NAME, license_)
+    )
+    loaded = load_checkpoint(tmp_path / "best.pth").model
+    assert loaded.pretrained_cfg["architecture"] == "resnext50_32x4d"
+    published = license_ == "CC-BY-NC-4.0"
+    assert hasattr(loaded, "variant") == ("tag" in loaded.pretrained_cfg) == published
+
+
 def test_the_configuration_of_a_spec_reads_back() -> None:
     spec = swsl.PreprocessSpec((200, 168), 0.9, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     config = timm_config(spec, 5, list("abcde"), tag="mine")

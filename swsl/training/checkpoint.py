@@ -220,7 +220,8 @@ def _rebuild(content: dict[str, Any], path: Path) -> Checkpoint:
     facts: dict[str, Any] = {"license": checkpoint.license}
     if name := variant_of(model):
         facts["architecture"] = VARIANTS[name].architecture
-    if checkpoint.license and checkpoint.variant in VARIANTS:  # else it shares the architecture only
+    # Else it shares the architecture only, or began from other weights of it, as timm's folders may hold.
+    if checkpoint.license == WEIGHTS_LICENSE and checkpoint.variant in VARIANTS:
         model.variant = VARIANTS[checkpoint.variant]  # type: ignore[assignment, index]
         facts["tag"] = TIMM_TAG
     own_labels = None if tuple(labels) == LABELS else labels

@@ -2,6 +2,7 @@
 
     python benchmarks/forward.py --json forward.json                 # measures all rows; adds to the file
     python benchmarks/forward.py --json forward.json --only 50_32x4d --batches 1 --dtypes float32
+    python benchmarks/forward.py --only timm:resnet50.a1_in1k torchvision:resnet18 --dtypes float32    # others' networks
     python benchmarks/forward.py --json forward.json --readme README.md --rounds 0    # only writes the table
 
 Every engine is a process of its own that stays loaded; they take turns, and a row is the median over the rounds. The file and
@@ -27,11 +28,12 @@ from typing import Any
 import report
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from swsl.deploy.export import export_model
 from swsl.deploy.native import extension
 from swsl.formats.golden import relative_error
-from swsl.variants import VARIANTS, create_model
+from swsl.variants import VARIANTS
 
 ENGINES = ("swsl", "eager", "torchscript", "inductor", "onnxruntime", "openvino")
 Forward = Callable[[], Tensor]
@@ -40,7 +42,7 @@ Forward = Callable[[], Tensor]
 def prepare(name: str, folder: Path) -> None:
     """Writes model.pt, weights.pth, model.onnx, and for batches of 16: images.pt and logits.pt (eager, float32)."""
     model = report.seeded(name)
-    export_model(model, folder / "model.pt")  # type: ignore[arg-type]
+    export_model(model, folder / "model.pt")
     torch.save(model.state_dict(), folder / "weights.pth")
     images = torch.randn(16, 3, 224, 224)
     torch.save(images, folder / "images.pt")
@@ -92,7 +94,7 @@ def load(engine: str, name: str, folder: Path, images: Tensor, dtype: str, threa
         request, array = compiled.create_infer_request(), images.numpy()
         return lambda: torch.from_numpy(request.infer([array])[0])
 
-    model = create_model(name, pretrained=False).eval()
+    model = report.seeded(name)
     model.load_state_dict(torch.load(folder / "weights.pth", weights_only=True))
     images = images.to(getattr(torch, dtype)).contiguous(memory_format=torch.channels_last)
     module = model.to(getattr(torch, dtype)).to(memory_format=torch.channels_last)
@@ -179,10 +181,19 @@ def measure(name: str, batch: int, dtype: str, folder: Path, arguments: argparse
         worker.communicate()
     row["seconds"] = {engine: statistics.median(times) for engine, times in rounds.items()}
     row["peak"] = statistics.median(peaks) if peaks else None
-    row["flops"] = 2 * VARIANTS[name].macs
+    row["flops"] = flops(name)
     row["date"] = datetime.date.today().isoformat()
     row["rounds"] = arguments.rounds
     return row
+
+
+def flops(name: str) -> int:
+    """Of convolutions and the classifier, for one image of 224×224."""
+    if name in VARIANTS:
+        return 2 * VARIANTS[name].macs
+    with FlopCounterMode(display=False) as counter:
+        report.seeded(name)(torch.zeros(1, 3, 224, 224))
+    return counter.get_total_flops()
 
 
 def figures(row: dict[str, Any]) -> tuple[float, float, str]:
@@ -225,7 +236,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--only", nargs="+", default=list(VARIANTS), metavar="VARIANT", help="variants (default all)"
+        "--only",
+        nargs="+",
+        default=list(VARIANTS),
+        metavar="VARIANT",
+        help="variants (default all), or others' networks as `swsl export --from` takes them",
     )
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16], metavar="N")
     parser.add_argument(
@@ -252,7 +267,7 @@ def main() -> None:
     if arguments.rounds:
         results["environment"] = report.environment(arguments.threads, "torch", "onnxruntime", "openvino")
     for wanted in arguments.only if arguments.rounds else []:
-        name = wanted if wanted in VARIANTS else f"swsl_resnext{wanted}"
+        name = wanted if wanted in VARIANTS or ":" in wanted else f"swsl_resnext{wanted}"
         with tempfile.TemporaryDirectory() as folder:
             prepare(name, Path(folder))
             for dtype in arguments.dtypes:
@@ -269,7 +284,7 @@ def main() -> None:
                         print(f"  without {engine}: {why}", flush=True)
                     if arguments.json:
                         arguments.json.write_text(json.dumps(processors, indent=1) + "\n", "utf-8")
-    order = list(VARIANTS)
+    order = [*VARIANTS, *sorted(name for key in results["rows"] if (name := key.split()[0]) not in VARIANTS)]
     results["rows"] = dict(
         sorted(
             results["rows"].items(),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from swsl.cli.foreign import load_foreign
 from swsl.variants import create_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,9 +91,13 @@ def _split(text: str, name: str) -> tuple[str, str, str]:
 
 
 def seeded(name: str) -> torch.nn.Module:
-    """The variant with weights from a fixed seed, and BatchNorm statistics that change every activation."""
+    """The variant, or another's network (`timm:NAME`, `torchvision:NAME`), with weights from a fixed seed, and BatchNorm statistics
+    that change every activation."""
     torch.manual_seed(0)
-    model = create_model(name, pretrained=False).eval()
+    if ":" in name:
+        model = load_foreign(name, pretrained=False).model.eval()
+    else:
+        model = create_model(name, pretrained=False).eval()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]

@@ -34,7 +34,8 @@ BLOCKS = blocks_of(README.replace(TRAINING, ""))
 # The published weights and org/swsl are on the network; seeded weights and this checkout stand in for them.
 STAND_IN = f"""
 import sys, pathlib
-import torch, swsl.variants, swsl.weights
+import torch, swsl.cli.foreign, swsl.variants, swsl.weights
+from swsl.training._torchvision import import_torchvision
 
 def seeded(url, **_):
     name = next(variant.name for variant in swsl.VARIANTS.values() if variant.url == url)
@@ -45,6 +46,9 @@ def seeded(url, **_):
     return path
 
 swsl.weights.download = seeded
+import_torchvision()  # beside a CPU build of torch, timm's import of it would fail
+load_foreign = swsl.cli.foreign.load_foreign
+swsl.cli.foreign.load_foreign = lambda source, **options: load_foreign(source, **{{**options, "pretrained": False}})
 load = torch.hub.load
 torch.hub.load = lambda repository, *arguments, **options: load(
     {str(ROOT)!r} if repository == "org/swsl" else repository, *arguments, **{{**options, "source": "local"}})

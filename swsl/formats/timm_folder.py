@@ -22,12 +22,11 @@ from ..preprocess import PreprocessSpec
 from ..resnext import ResNeXt
 from ..system.files import hand_down
 from ..timm_form import timm_config
-from ..variants import PAPER, VARIANTS
+from ..variants import PAPER, TIMM_TAG, VARIANTS
 from .description import Description, describe
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
-_TAG = "fb_swsl_ig1b_ft_in1k"  # timm's of the published weights
 _MOST_LISTED = 100  # classes in a model card
 
 
@@ -148,7 +147,7 @@ def _config(found: Description) -> dict[str, Any]:
         "pretrained_cfg": timm_config(
             spec,
             model.num_classes,
-            **({"tag": _TAG} if found.published else {}),
+            **({"tag": TIMM_TAG} if found.published else {}),
             **({"license": found.license.lower()} if found.license else {}),
         ),
     }

@@ -74,7 +74,7 @@ def _export(arguments: argparse.Namespace) -> int:
     size = sum(path.stat().st_size for path in files) / 1e6
     licence = loaded.license or ("of a licence that is not stated" if arguments.foreign else "of your own")
     weights = "from a fixed seed" if arguments.no_pretrained else licence
-    print(f"{output}: {name}, {size:.0f} MB, weights {weights}")
+    print(f"{Path(output)}: {name}, {size:.0f} MB, weights {weights}")
     for check in checks or []:
         print(f"  {check}")
     if arguments.no_check:

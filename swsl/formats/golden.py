@@ -47,9 +47,11 @@ def logits_scale(weight_norms: Sequence[float], biases: Sequence[float], feature
 
 
 def classifier_sizes(model: nn.Module) -> tuple[list[float], list[float]]:
-    """For each class the norm of its weights and the magnitude of its bias."""
-    weight, bias = (model.get_parameter(f"fc.{part}").detach().double().cpu() for part in ("weight", "bias"))
-    return weight.norm(dim=1).tolist(), bias.abs().tolist()
+    """For each class the norm of its weights and the magnitude of its bias, 0 where there is none."""
+    fc: Any = model.get_submodule("fc")
+    norms = fc.weight.detach().double().cpu().norm(dim=1)
+    bias = torch.zeros_like(norms) if fc.bias is None else fc.bias.detach().double().cpu()
+    return norms.tolist(), bias.abs().tolist()
 
 
 @torch.inference_mode()

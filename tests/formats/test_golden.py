@@ -15,9 +15,9 @@ from conftest import DTYPES, NAMES, rewrite_archive, seed_model, seeded_model
 from torch import nn
 
 import swsl
-from swsl.deploy import golden
 from swsl.deploy.export import ModelError, export_model, read_metadata, verify
 from swsl.deploy.runner import Runner, build_info
+from swsl.formats import golden
 
 SMALL = swsl.PreprocessSpec((64, 64))
 

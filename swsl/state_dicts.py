@@ -265,10 +265,14 @@ def read_pickled(path: Path, head: bytes) -> Any:
         TypeError,
         AttributeError,
     ) as error:
-        if "TorchScript" in str(error):
-            raise WeightsError(
-                f"weights: {path}: is a TorchScript module, expected a state dict; a frozen module runs with --runner"
-            ) from error
+        for mark, kind in (
+            ("TorchScript", "a TorchScript module"),
+            ("data.pkl", "a .pt2 or another archive"),
+        ):
+            if mark in str(error):
+                raise WeightsError(
+                    f"weights: {path}: is {kind}, expected a state dict; a frozen module runs with --runner"
+                ) from error
         raise WeightsError(
             f"{damaged} ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
         ) from error

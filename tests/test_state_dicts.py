@@ -100,6 +100,12 @@ def test_files_that_are_no_state_dict(tmp_path: Path, state: dict) -> None:
     torch.jit.script(torch.nn.ReLU()).save(str(tmp_path / "w.pt"))
     with pytest.raises(swsl.WeightsError, match="is a TorchScript module, expected a state dict; .*--runner"):
         read_state_dict(tmp_path / "w.pt")
+    program = torch.export.export(torch.nn.ReLU(), (torch.zeros(2),))
+    torch.export.save(program, tmp_path / "w.pt2")
+    with pytest.raises(
+        swsl.WeightsError, match="is a .pt2 or another archive, expected a state dict; .*--runner"
+    ):
+        read_state_dict(tmp_path / "w.pt2")
 
 
 @pytest.mark.parametrize("layout", ["zip", "legacy"])

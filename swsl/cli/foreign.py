@@ -55,6 +55,10 @@ def load_foreign(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         found = kinds[library](name, pretrained and weights is None, test_size)
+        for module in found.model.modules():
+            # Some begin with branches that are all zeros, which no trained network has.
+            if isinstance(module, nn.BatchNorm2d) and module.affine and not pretrained:
+                nn.init.uniform_(module.weight, 0.5, 1)
     if weights is not None:
         try:
             found.model.load_state_dict(read_state_dict(weights))

@@ -133,7 +133,7 @@ def _fold_batch_norms(model: ResNeXt) -> ResNeXt:
                 setattr(parent, before, fused)
                 setattr(parent, name, nn.Identity())
     for parameter in folded.parameters():  # the archive has to hold them as the network table says
-        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+        parameter.data = program.as_stored(parameter.data)
     return folded
 
 

@@ -301,11 +301,14 @@ class _Reader:
 
 
 def _hold(module: Any, weight: Tensor, bias: Tensor | None) -> None:
-    """In memory of their own, as an archive has them."""
     for part, values in (("weight", weight), ("bias", bias)):
         if values is not None:
-            own = values.detach().clone(memory_format=torch.contiguous_format)
-            setattr(module, part, nn.Parameter(own, requires_grad=False))
+            setattr(module, part, nn.Parameter(as_stored(values), requires_grad=False))
+
+
+def as_stored(values: Tensor) -> Tensor:
+    """A copy as an archive has it: contiguous, and without -0, since TorchScript stores tensors that compare as equal once."""
+    return (values.detach() + 0.0).clone(memory_format=torch.contiguous_format)
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -91,6 +91,15 @@ def test_weights_of_any_layout_are_stored_as_the_table_says(tmp_path: Path) -> N
     check_computes(tmp_path / "m.pt", small_model())
 
 
+def test_zeros_of_either_sign_are_stored_as_the_table_says(tmp_path: Path) -> None:
+    model = small_model()
+    for block in model.layer2:  # of two, whose convolutions are of one shape
+        block.bn3.weight.data *= 0
+    model.layer2[1].conv3.weight.data *= -1
+    exported(model, tmp_path / "m.pt")
+    check_computes(tmp_path / "m.pt", model)
+
+
 def changed(name: str, module: nn.Module) -> swsl.ResNeXt:
     model = small_model()
     setattr(model, name, module)

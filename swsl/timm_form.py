@@ -6,8 +6,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +97,28 @@ def labels_of(model: nn.Module, num_classes: int) -> tuple[str, ...] | None:
     return own or (LABELS if num_classes == len(LABELS) else None)
 
 
+def labels_or_numbers(model: nn.Module, num_classes: int) -> tuple[str, ...]:
+    """A model's class names, or the numbers of the classes that it does not name."""
+    return labels_of(model, num_classes) or tuple(map(str, range(num_classes)))
+
+
+def license_of(model: nn.Module) -> str | None:
+    """Of a model's weights, where it says so: those of Creative Commons as SPDX writes them, which timm has in small letters."""
+    variant = getattr(model, "variant", None)
+    stated: str | None = getattr(variant, "license", None) or getattr(model, "pretrained_cfg", {}).get(
+        "license"
+    )
+    return stated.upper() if stated and stated.lower().startswith("cc-") else stated
+
+
 @dataclass(frozen=True)
 class TimmFolder:
     """A model in timm's form.
 
     Args:
         source: what the user called it.
-        config_file, weights_file: on this machine.
+        config_file: on this machine.
+        find_weights: to the file of the weights on this machine, which of the Hub's is downloaded only then.
         architecture: timm's name of it.
         layers, groups, width_per_group: where they are other than that name's.
         config: its ``pretrained_cfg``.
@@ -111,7 +127,7 @@ class TimmFolder:
 
     source: str
     config_file: Path
-    weights_file: Path
+    find_weights: Callable[[], Path]
     architecture: str
     layers: tuple[int, ...] | None
     groups: int | None
@@ -120,6 +136,10 @@ class TimmFolder:
     spec: PreprocessSpec
     num_classes: int
     labels: tuple[str, ...] | None
+
+    @cached_property
+    def weights_file(self) -> Path:
+        return self.find_weights()
 
 
 def is_folder(source: object) -> bool:
@@ -138,27 +158,35 @@ def read_folder(source: str) -> TimmFolder:
     if not place:
         raise WeightsError(f"weights: {source}: expected local-dir:FOLDER or hf-hub:OWNER/NAME")
     find = _find_local if kind == "local-dir" else _find_on_hub
-    config_file, weights_file = find(source, place)
+    config_file, find_weights = find(source, place)
     try:
         content = json.loads(config_file.read_text("utf-8"))
-        return _parse(source, config_file, weights_file, content)
+        return _parse(source, config_file, find_weights, content)
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise WeightsError(f"weights: {source}: {config_file}: {error or type(error).__name__}") from error
 
 
-def _find_local(source: str, place: str) -> tuple[Path, Path]:
+def _find_local(source: str, place: str) -> tuple[Path, Callable[[], Path]]:
     folder = Path(place).expanduser()
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "no such folder"
         raise WeightsError(f"weights: {source}: {found}; expected a folder with {_CONTENTS}")
     for name in _WEIGHTS_FILES:
         if (folder / name).is_file() and (folder / "config.json").is_file():
-            return folder / "config.json", folder / name
+            return folder / "config.json", (folder / name).absolute
     found = ", ".join(sorted(os.listdir(folder))[:5]) or "nothing"
     raise WeightsError(f"weights: {source}: expected {_CONTENTS}, found {found}")
 
 
-def _find_on_hub(source: str, place: str) -> tuple[Path, Path]:
+def _find_on_hub(source: str, place: str) -> tuple[Path, Callable[[], Path]]:
+    repository, _, revision = place.partition("@")
+    config_file = _download(source, repository, ("config.json",), revision)
+    # Of the same commit, whatever is pushed meanwhile.
+    return config_file, partial(_download, source, repository, _WEIGHTS_FILES, config_file.parent.name)
+
+
+def _download(source: str, repository: str, names: Sequence[str], revision: str) -> Path:
+    """The first of these files that the repository has."""
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import (
@@ -173,13 +201,11 @@ def _find_on_hub(source: str, place: str) -> tuple[Path, Path]:
             f"weights: {source}: needs huggingface_hub: pip install huggingface_hub safetensors; or fetch its files by other "
             "means and say local-dir:FOLDER"
         ) from error
-    repository, _, revision = place.partition("@")
-    name = "config.json"
+    name = ""
     try:
-        config_file = Path(hf_hub_download(repository, name, revision=revision or None))
-        for name in _WEIGHTS_FILES:
-            try:  # of the same commit, whatever is pushed meanwhile
-                return config_file, Path(hf_hub_download(repository, name, revision=config_file.parent.name))
+        for name in names:
+            try:
+                return Path(hf_hub_download(repository, name, revision=revision or None))
             except LocalEntryNotFoundError:
                 raise
             except EntryNotFoundError:
@@ -189,8 +215,6 @@ def _find_on_hub(source: str, place: str) -> tuple[Path, Path]:
             f"weights: {source}: the Hub cannot be reached, and {name} is not in its cache here; fetch the files by other means "
             "and say local-dir:FOLDER"
         ) from error
-    except EntryNotFoundError as error:
-        raise WeightsError(f"weights: {source}: has no {name}; expected {_CONTENTS}") from error
     except GatedRepoError as error:
         raise WeightsError(
             f"weights: {source}: has terms; accept them on its page, and log in (hf auth login)"
@@ -204,10 +228,10 @@ def _find_on_hub(source: str, place: str) -> tuple[Path, Path]:
     except Exception as error:  # of a name that cannot be one, of the HTTP client, of the disk
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsError(f"weights: {source}: {reason}") from error
-    raise WeightsError(f"weights: {source}: expected {_CONTENTS}, found config.json alone")
+    raise WeightsError(f"weights: {source}: has no {' and no '.join(names)}; expected {_CONTENTS}")
 
 
-def _parse(source: str, config_file: Path, weights_file: Path, content: Any) -> TimmFolder:
+def _parse(source: str, config_file: Path, find_weights: Callable[[], Path], content: Any) -> TimmFolder:
     if not isinstance(content, dict) or not isinstance(content.get("architecture"), str):
         raise ValueError("expected an object with timm's name of an architecture")
     config = content.get("pretrained_cfg", content)  # timm's first files had one object for both
@@ -235,7 +259,7 @@ def _parse(source: str, config_file: Path, weights_file: Path, content: Any) -> 
         raise ValueError(f"model_args: {', '.join(strangers)}: would make another network of it")
     labels = content.get("label_names", config.get("label_names", content.get("labels")))
     return TimmFolder(
-        source, config_file, weights_file, content["architecture"],
+        source, config_file, find_weights, content["architecture"],
         None if layers is None else tuple(layers), groups, width,
         {key: value for key, value in config.items() if key not in ("architecture", "labels", "label_names")},
         read_spec(config), num_classes, _read_labels(labels, num_classes),

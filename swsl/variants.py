@@ -224,7 +224,7 @@ def create_model(
         folder = read_folder(name)
         model = _of_folder(folder, num_classes, asked)
         if pretrained or weights is not None:
-            _fill(model, folder, _weights.locate(weights or folder.weights_file, progress=progress))
+            _fill(model, folder, _weights.locate(weights, progress=progress) if weights else None)
         return model
     variant = find_variant(name)
     if asked not in (None, variant):
@@ -281,10 +281,12 @@ def _of_folder(folder: TimmFolder, num_classes: int | None, asked: Variant | Non
     return model
 
 
-def _fill(model: ResNeXt, folder: TimmFolder, path: Path) -> None:
+def _fill(model: ResNeXt, folder: TimmFolder, other: Path | None) -> None:
+    """Load the folder's weights, or those of another file."""
+    path = other or folder.weights_file
     state = read_state_dict(path)
     rows = state["fc.weight"].shape[0] if "fc.weight" in state else 0
-    if path == folder.weights_file and rows != folder.num_classes:
+    if other is None and rows != folder.num_classes:
         raise _weights.WeightsError(
             f"weights: {folder.source}: {folder.config_file} says {folder.num_classes} classes, {path.name} has {rows}"
         )

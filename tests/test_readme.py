@@ -97,7 +97,9 @@ def commands(word: str, blocks: list[tuple[str, str]] = BLOCKS) -> list[str]:
 
 def test_the_set_up_is_two_commands() -> None:
     assert commands("pip") == ["pip install . && swsl demo", "pip install '.[test]' && pytest"]
-    assert "pip install '.[test]' && pytest" in (ROOT / ".ci" / "run").read_text()
+    assert re.search(
+        r"^pip install '\.\[test\]' && pytest\b", (ROOT / ".ci" / "run").read_text(), re.MULTILINE
+    )
 
 
 def test_where_a_placeholder_first_stands_is_what_to_write_instead(
@@ -264,7 +266,7 @@ def test_switching_from_timm_is_what_the_table_says(photo: Path) -> None:
 
 
 def test_what_each_tool_has_is_a_name_here() -> None:
-    """The folders and repositories of the tables are tried in test_timm_folders.py."""
+    """The folders and repositories of the tables are tried in test_timm_form.py."""
     names = set(re.findall(r"swsl\.create_model\('([^']*)'", README))
     plain = {name for name in names if not is_folder(name)}
     assert {swsl.variants.find_variant(name).name for name in plain} == {"swsl_resnext50_32x4d"}

@@ -126,5 +126,5 @@ std::string why_no_images(const std::vector<std::string>& images, const std::str
     return "";
   const bool empty = fs::directory_iterator(path, error) == fs::directory_iterator();
   if (error) return "";  // which its error says already
-  return path + (empty ? ": is empty" : ": holds no image of a format that is read");
+  return path + (empty ? ": this folder is empty" : ": holds no image of a format that is read");
 }

@@ -52,13 +52,20 @@ def cached_export(name: str, weights: str | os.PathLike[str] | None = None) -> P
     from ..formats.metadata import FORMAT
     from ..timm_form import is_folder
     from ..training.checkpoint import load_model, model_files
+    from ..variants import find_variant, names_model
     from ..weights import file_sha256
 
     files = model_files(name, weights)
     with working(f"hashing {files[0]}"):
         digest, *others = map(file_sha256, files)
     folder = Path(torch.hub.get_dir(), "swsl")
-    label = "-".join(["timm" if is_folder(name) else name, *(each[:16] for each in (digest, *others))])
+    called = str(weights) if names_model(weights) else name
+    label = "-".join(
+        [
+            "timm" if is_folder(called) else find_variant(called).name,
+            *(each[:16] for each in (digest, *others)),
+        ]
+    )
     made_by = f"format{FORMAT}-swsl{__version__}-torch{torch.__version__}"
     path = folder / f"{label}-{made_by}{default_suffix()}"
     if not path.is_file():

@@ -72,7 +72,8 @@ def _export(arguments: argparse.Namespace) -> int:
         )  # fmt: skip
     files = Path(output).iterdir() if os.path.isdir(output) else [Path(output)]
     size = sum(path.stat().st_size for path in files) / 1e6
-    licence = loaded.license or ("of a licence that is not stated" if arguments.foreign else "of your own")
+    trained = arguments.model and os.path.isfile(arguments.model)
+    licence = loaded.license or ("of your own" if trained else "of a licence that is not stated")
     weights = "from a fixed seed" if arguments.no_pretrained else licence
     print(f"{Path(output)}: {name}, {size:.0f} MB, weights {weights}")
     for check in checks or []:
@@ -95,7 +96,7 @@ def _writer(arguments: argparse.Namespace) -> tuple[str, Callable[..., Any]]:
         )  # fmt: skip
         raise argparse.ArgumentError(None, what)
     output = arguments.output or f"model{default_suffix()}"
-    for_onnx = not for_timm and output.endswith(".onnx")
+    for_onnx = not for_timm and output.lower().endswith(".onnx")
     for name in ("with_preprocessing", "no_check"):
         if getattr(arguments, name) and not for_onnx:
             raise argparse.ArgumentError(

@@ -5,15 +5,16 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from ..labels import LABELS
 from ..preprocess import PreprocessSpec
 from ..state_dicts import read_state_dict
+from ..timm_form import labels_or_numbers, license_of, read_spec
 from ..training._torchvision import import_torchvision
 from ..weights import WeightsError
 
@@ -44,8 +45,8 @@ def load_foreign(
         ImportError: timm or torchvision is not installed.
     """
     library, _, name = source.partition(":")
-    kinds: dict[str, Callable[[str, bool, bool], Foreign]] = {
-        "timm": _of_timm,
+    kinds: dict[str, Callable[[str, bool], Foreign]] = {
+        "timm": partial(_of_timm, test_size=test_size),
         "torchvision": _of_torchvision,
     }
     if library not in kinds or not name:
@@ -54,7 +55,7 @@ def load_foreign(
         raise ValueError(f"--test-size: timm's networks have one, {source} has not")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        found = kinds[library](name, pretrained and weights is None, test_size)
+        found = kinds[library](name, pretrained and weights is None)
         for module in found.model.modules():
             # Some begin with branches that are all zeros, which no trained network has.
             if isinstance(module, nn.BatchNorm2d) and module.affine and not pretrained:
@@ -79,27 +80,12 @@ def _of_timm(name: str, pretrained: bool, test_size: bool) -> Foreign:
     if not timm.is_model(name):
         raise _unknown("timm", name, timm.list_models())
     model = _made("timm", name, lambda: timm.create_model(name, pretrained=pretrained))
-    config = timm.data.resolve_model_data_config(model, use_test_size=test_size)
-    if config["crop_mode"] != "center" or config["input_size"][0] != 3:
-        raise ValueError(
-            f"--from timm:{name}: expected images of 3 channels, cropped in the centre, got {config['input_size'][0]} and "
-            f"crop_mode {config['crop_mode']!r}"
-        )
-    spec = _spec(
-        "timm",
-        name,
-        config["input_size"][1:],
-        config["crop_pct"],
-        config["interpolation"],
-        config["mean"],
-        config["std"],
-    )
-    count = model.num_classes
-    labels = LABELS if count == len(LABELS) else tuple(map(str, range(count)))
-    return Foreign(model, spec, labels, model.pretrained_cfg.get("license") if pretrained else None)
+    spec = _spec(f"timm:{name}", timm.data.resolve_model_data_config(model, use_test_size=test_size))
+    labels = labels_or_numbers(model, model.num_classes)
+    return Foreign(model, spec, labels, license_of(model) if pretrained else None)
 
 
-def _of_torchvision(name: str, pretrained: bool, test_size: bool) -> Foreign:
+def _of_torchvision(name: str, pretrained: bool) -> Foreign:
     import_torchvision()
     from torchvision import models
 
@@ -117,10 +103,11 @@ def _of_torchvision(name: str, pretrained: bool, test_size: bool) -> Foreign:
     )
     transform = chosen.transforms()
     (crop,), (resized,) = transform.crop_size, transform.resize_size
-    spec = _spec(
-        "torchvision", name, (crop, crop), _crop_pct(crop, resized), transform.interpolation.value, transform.mean,
-        transform.std,
-    )  # fmt: skip
+    config = {
+        "input_size": (3, crop, crop), "crop_pct": _crop_pct(crop, resized), "interpolation": transform.interpolation.value,
+        "mean": tuple(transform.mean), "std": tuple(transform.std),
+    }  # fmt: skip
+    spec = _spec(f"torchvision:{name}", config)
     return Foreign(model, spec, tuple(chosen.meta["categories"]), None)
 
 
@@ -140,13 +127,11 @@ def _unknown(library: str, name: str, known: Iterable[str]) -> ValueError:
     return ValueError(f"--from {library}:{name}: {library} has no such network{advice}")
 
 
-def _spec(
-    library: str, name: str, size: Any, crop_pct: float, interpolation: str, mean: Any, std: Any
-) -> PreprocessSpec:
+def _spec(source: str, config: dict[str, Any]) -> PreprocessSpec:
     try:
-        return PreprocessSpec(tuple(size), float(crop_pct), interpolation, tuple(mean), tuple(std))
+        return read_spec(config)
     except ValueError as error:
-        raise ValueError(f"--from {library}:{name}: its preprocessing is of another kind: {error}") from error
+        raise ValueError(f"--from {source}: its preprocessing is of another kind: {error}") from error
 
 
 def _crop_pct(crop: int, resized: int) -> float:

@@ -17,7 +17,7 @@ from ..image import MAX_PIXELS, ImageError, ImageSource, several
 from ..prediction import Output, Result, top_predictions
 from ..preprocess import PreprocessSpec, preprocess, preprocess_batch
 from ..resnext import ResNeXt
-from ..timm_form import labels_of, spec_of
+from ..timm_form import labels_or_numbers, spec_of
 from .checks import check_at_least, check_types, known_options, shown
 from .feeding import chunks
 from .protocol import AnyRunner, EngineInfo
@@ -95,7 +95,7 @@ class EagerRunner(AnyRunner):
         self._take_options(device, batch_size, exif_orientation, max_pixels)
         self.spec = spec or spec_of(model)
         if labels is None:
-            labels = labels_of(model, model.num_classes) or [str(i) for i in range(model.num_classes)]
+            labels = labels_or_numbers(model, model.num_classes)
         if len(labels) != model.num_classes:
             raise ValueError(f"labels: expected {model.num_classes}, one a class, got {len(labels)}")
         self.labels = tuple(labels)

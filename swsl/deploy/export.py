@@ -167,7 +167,12 @@ def export_model(
         OSError: the file cannot be written.
     """
     name = os.fsdecode(path)
-    as_program = Path(name).suffix == PROGRAM_SUFFIX
+    as_program = Path(name).suffix.lower() == PROGRAM_SUFFIX
+    if as_program and torch.torch_version.TorchVersion(torch.__version__) < "2.9":
+        raise ModelError(
+            f"{path}: not written, since a .pt2 needs torch 2.9, whose archive has each weight as it is, and here is "
+            f"{torch.__version__}; name a .pt file"
+        )
     if not (as_program or has_torchscript()):
         raise ModelError(
             f"{path}: not written, since a .pt needs TorchScript, {_NO_TORCHSCRIPT}; or name a .pt2 file, which needs none"

@@ -14,7 +14,7 @@ from torch import nn
 from ..labels import LABELS
 from ..preprocess import PreprocessSpec
 from ..resnext import ResNeXt
-from ..timm_form import labels_of, spec_of
+from ..timm_form import labels_of, license_of, spec_of
 from ..version import __version__
 from .fingerprint import fingerprint
 from .metadata import ModelError
@@ -74,9 +74,15 @@ def describe(
         ValueError: a model without classifier, or labels that are not one a class.
         ModelError: weights that are not finite, or an operator that no engine has.
     """
+    model = getattr(model, "_orig_mod", model)  # of what torch.compile made
     if getattr(model, "num_classes", None) == 0:
         raise ValueError(
             "model: expected a classifier, got num_classes=0; call model.reset_classifier(n) and train it"
+        )
+    own = isinstance(model, ResNeXt)
+    if spec is None and not (own or hasattr(model, "pretrained_cfg")):
+        raise ValueError(
+            f"spec: expected a PreprocessSpec, since {type(model).__name__} does not say how its images are prepared"
         )
     spec = spec or spec_of(model)
     eager = copy.deepcopy(model).cpu().float().eval()
@@ -93,12 +99,12 @@ def describe(
         raise ValueError(
             f"labels: expected {network.num_classes}, one a class, got {'none' if labels is None else len(labels)}"
         )
-    variant = getattr(model, "variant", None) if isinstance(model, ResNeXt) else None
+    variant = getattr(model, "variant", None) if own else None
     return Description(
         model=network,
         spec=spec,
         labels=tuple(labels),
-        license=license or (variant.license if variant else None),
+        license=license or license_of(model),
         published=variant.name if variant and tuple(labels) == LABELS else None,
         weights_sha256=weights_sha256,
         fingerprint=fingerprint(eager, spec, labels),

@@ -92,8 +92,13 @@ def as_layers(model: nn.Module, size: tuple[int, int], name: str) -> Layers:
     height, width = size
     for shape in ((1, 3, height, width), (2, 3, height + 32, width)):
         batch = golden_input(shape)
-        scale = logits_scale(*classifier_sizes(layers), layers.features(batch))
-        found = logits_error(layers(batch), model(batch), scale)
+        scale, answer = logits_scale(*classifier_sizes(layers), layers.features(batch)), model(batch)
+        if not isinstance(answer, Tensor):
+            raise ModelError(
+                f"{name}: not written, since the model returns its logits in a {type(answer).__name__}; wrap it in a module that "
+                "returns the tensor alone"
+            )
+        found = logits_error(layers(batch), answer, scale)
         if not found <= TOLERANCES["float32"]:
             raise ModelError(
                 f"{name}: not written, since the layers that torch.export lists give answers to an input of {shape} that are "
@@ -166,9 +171,10 @@ class _Reader:
         operator = schema.name.removeprefix("aten::")
         read = getattr(self, f"_{operator.removesuffix('_')}", None)
         first = next(iter(given.values()))
-        if operator in _UNCHANGED and not given.get("train"):
+        known = isinstance(first, fx.Node) and first in self.made
+        if known and operator in _UNCHANGED and not given.get("train"):
             return self.made[first]
-        if read is None or not (isinstance(first, fx.Node) and first in self.made):
+        if read is None or not known:
             raise self._unknown(node)
         made: fx.Node = read(
             node, **{"x" if name in ("self", "input") else name: value for name, value in given.items()}

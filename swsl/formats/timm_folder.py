@@ -80,6 +80,9 @@ def export_timm(
         for name in (WEIGHTS, CARD, CONFIG):
             hand_down(target / name, whole / name)
         if target.is_dir():
+            # Until all are new nobody reads the folder, and it is ours to replace.
+            (temporary / CONFIG).write_text('{"swsl": "not yet whole"}\n', encoding="utf-8")
+            os.replace(temporary / CONFIG, target / CONFIG)
             for name in (WEIGHTS, CARD, CONFIG):
                 os.replace(whole / name, target / name)
         else:
@@ -159,7 +162,7 @@ def _config(found: Description) -> dict[str, Any]:
 def _card(found: Description) -> str:
     spec = found.spec
     title = found.published or f"ResNeXt of {found.model.num_classes} classes"
-    licence = "The licence of the weights is not stated: they are your own."
+    licence = "The licence of the weights is not stated."
     if found.license:
         licence = f"The weights are {found.license}"
         licence += ": non-commercial use only." if "-NC-" in found.license else "."

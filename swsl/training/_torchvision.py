@@ -27,7 +27,7 @@ def import_torchvision() -> ModuleType:
     try:
         import torchvision
     except ImportError as error:
-        raise ImportError(f"training needs torchvision: pip install torchvision ({error})") from error
+        raise ImportError(f"this needs torchvision: pip install torchvision ({error})") from error
     except RuntimeError as error:
         if "operator torchvision::" not in str(error) or _schemas is not None:
             raise ImportError(

@@ -31,7 +31,15 @@ from ..resnext import ResNeXt
 from ..state_dicts import OWN_KEYS, read_pickled
 from ..system.files import replacing
 from ..system.progress import working
-from ..timm_form import is_folder, labels_of, read_folder, set_config, spec_of, timm_config
+from ..timm_form import (
+    is_folder,
+    labels_or_numbers,
+    license_of,
+    read_folder,
+    set_config,
+    spec_of,
+    timm_config,
+)
 from ..variants import (
     TIMM_TAG,
     VARIANTS,
@@ -99,11 +107,8 @@ def _load_folder(name: str, weights: str | os.PathLike[str] | None) -> Checkpoin
         return checkpoint
     with working(f"loading {name}"):
         model = create_model(name, weights=weights)
-    license_ = model.pretrained_cfg.get("license")
-    if hasattr(model, "variant"):
-        license_ = WEIGHTS_LICENSE  # which timm's files have in small letters
-    labels = labels_of(model, model.num_classes) or tuple(map(str, range(model.num_classes)))
-    return Checkpoint(model, spec_of(model), labels, variant_of(model), license_)
+    labels = labels_or_numbers(model, model.num_classes)
+    return Checkpoint(model, spec_of(model), labels, variant_of(model), license_of(model))
 
 
 def model_files(name: str, weights: str | os.PathLike[str] | None = None) -> list[Path]:

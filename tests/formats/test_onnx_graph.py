@@ -215,9 +215,9 @@ def test_a_file_that_computes_something_else_gets_no_name(
         patch.setattr(onnx_graph, "golden_input", lambda shape: torch.zeros(1, 3, 7, 7))
         with pytest.raises(swsl.ModelError, match=r"not written, since \w+.* does not run it: "):
             export()
-    outputs = onnx_graph._Outputs.forward
+    outputs = onnx_graph.Answers.forward
     monkeypatch.setattr(
-        onnx_graph._Outputs,
+        onnx_graph.Answers,
         "forward",
         lambda self, images: (outputs(self, images)[0] + 0.1, outputs(self, images)[1]),
     )

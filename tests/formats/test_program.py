@@ -6,8 +6,10 @@ import contextlib
 import io
 import json
 import pickle
+import re
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -168,6 +170,57 @@ def test_no_reader_runs_code_in_it(files: Path, tmp_path: Path) -> None:
     assert mark.exists(), "torch.export.load no longer runs code in a file: then verify could use it"
 
 
+def test_an_older_torch_is_told_to_write_a_pt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.8.1+cpu")
+    with pytest.raises(
+        ModelError, match=r"m\.PT2: not written, since a \.pt2 needs torch 2\.9, .* 2\.8\.1.*name a \.pt"
+    ):
+        export_model(small_model(), tmp_path / "m.PT2", spec=SPEC, labels="abc")
+
+
+class Answering(nn.Module):
+    """A classifier whose answer is made by a function of its logits."""
+
+    def __init__(self, answer: Callable[[torch.Tensor], object]) -> None:
+        super().__init__()
+        self.network, self.answer = small_model(), answer
+
+    def forward(self, x: torch.Tensor) -> object:
+        return self.answer(self.network(x))
+
+
+def test_another_module_has_to_answer_with_logits(tmp_path: Path) -> None:
+    for answer in (lambda x: {"logits": x}, lambda x: (x,)):
+        with pytest.raises(ModelError, match=r"returns its logits in a (dict|tuple); wrap it in a module"):
+            export_model(Answering(answer), tmp_path / "m.pt2", spec=SPEC, labels="abc")
+    with pytest.raises(ModelError, match="does not end in one linear layer"):
+        export_model(Answering(torch.relu), tmp_path / "m.pt2", spec=SPEC, labels="abc")
+    model = Answering(lambda x: x)
+    model.network.fc = _Detached(model.network.fc)  # type: ignore[assignment]
+    with pytest.raises(ModelError, match=r"the model computes aten\.(detach|alias)"):
+        export_model(model, tmp_path / "m.pt2", spec=SPEC, labels="abc")
+    assert list(tmp_path.iterdir()) == []
+
+
+class _Detached(nn.Module):
+    def __init__(self, fc: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = fc.weight, fc.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight.detach(), self.bias)
+
+
+def test_another_module_has_to_say_how_its_images_are_prepared(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="spec: expected a PreprocessSpec, since Answering does not say how"):
+        export_model(Answering(lambda x: x), tmp_path / "m.pt2", labels="abc")
+
+
+def test_a_compiled_model_is_the_model(files: Path, tmp_path: Path) -> None:
+    export_model(torch.compile(small_model()), tmp_path / "m.pt2", spec=SPEC, labels="abc")  # type: ignore[arg-type]
+    assert read_metadata(tmp_path / "m.pt2")["fingerprint"] == read_metadata(files / "m.pt2")["fingerprint"]
+
+
 def test_a_program_of_others_is_named(tmp_path: Path) -> None:
     program = torch.export.export(nn.ReLU(), (torch.zeros(2),))
     torch.export.save(program, tmp_path / "other.pt2")
@@ -194,5 +247,8 @@ def test_commands_take_it(
     assert main(["export", str(trained)]) == 0
     assert [path.name for path in tmp_path.iterdir() if path.suffix] == ["model.pt2"]
     assert main(["verify", "model.pt2"]) == 0
-    assert "model.pt2: relative error" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert re.search(
+        r"model\.pt2: relative error \S+ on the CPU, by its network table; .* was not run\n", said
+    )
     assert json.loads(zipfile.ZipFile("model.pt2").read("model/extra/swsl.json"))["labels"] == ["0", "1", "3"]

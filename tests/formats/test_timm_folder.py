@@ -19,6 +19,7 @@ import swsl
 from swsl.cli.main import main
 from swsl.formats import timm_folder
 from swsl.formats.golden import TOLERANCES, output_error
+from swsl.formats.metadata import read_metadata
 from swsl.state_dicts import read_state_dict
 
 LABELS = ["cat", "dög", "a `quoted`\nfish"]
@@ -101,6 +102,11 @@ def test_a_fine_tuned_variant_keeps_its_licence(tmp_path: Path) -> None:
     assert 'license: "cc-by-nc-4.0"' in card
     assert "fine-tuned from published weights, whose licence it keeps" in card
     assert "CC-BY-NC-4.0: non-commercial use only" in card
+    again = swsl.create_model(f"local-dir:{tmp_path / 'mine'}")
+    swsl.export_timm(again, tmp_path / "again")
+    assert (tmp_path / "again" / "README.md").read_text("utf-8") == card
+    swsl.export_model(again, tmp_path / "m.pt")
+    assert read_metadata(tmp_path / "m.pt")["license"] == "CC-BY-NC-4.0"
 
 
 def test_the_model_cards_example_runs(tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,6 +201,29 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.Mon
             swsl.export_timm(seed_model(small_model(), seed=1), tmp_path / name, spec=SPEC, labels=LABELS)
     assert contents(tmp_path / "mine") == before
     assert os.listdir(tmp_path) == ["mine"]
+
+
+def test_a_folder_that_was_not_finished_is_read_by_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "mine"
+    swsl.export_timm(small_model(), folder, spec=SPEC, labels=LABELS)
+    replace = os.replace
+    for name in ("model.safetensors", "README.md", "config.json"):
+
+        def killed(source: Path, target: Path, name: str = name) -> None:
+            replace(source, target)
+            if source.parent.name == "mine" and source.name == name:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            swsl.export_timm(small_model(), folder, spec=SPEC, labels=LABELS[::-1])
+        monkeypatch.undo()
+        if name != "config.json":
+            with pytest.raises(swsl.WeightsError, match=r"config\.json: expected an object with timm's name"):
+                swsl.create_model(f"local-dir:{folder}")
+    assert swsl.create_model(f"local-dir:{folder}").pretrained_cfg["label_names"][2] == "cat"
 
 
 def test_wrong_arguments_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ TEST(an_empty_folder_is_called_empty) {
   CHECK(has(run.errors, "error: " + empty + ": holds no image of a format that is read\n"));
   CHECK(has(run.out, '\n' + other + "/," + other + "/: holds no image of a format that is read,,,\n"));
   fs::remove(other + "/a.heic");
-  CHECK(has(classify(model + " '" + other + '\'').errors, "error: " + other + ": is empty\n"));
+  CHECK(has(classify(model + " '" + other + '\'').errors, "error: " + other + ": this folder is empty\n"));
   const auto listed = classify(model + " -", "echo '" + other + "' | ");
   CHECK(has(listed.errors, "error: " + other + ": is a directory"));
 }

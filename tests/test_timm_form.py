@@ -314,13 +314,19 @@ def test_what_is_wrong_on_the_hub(hub: Hub, folder: Path) -> None:
         "me/gone": "there is no such repository, or it is private: log in",
         "me/mine@v9": "there is no revision v9",
         "me/empty": f"has no config.json; expected {contents}",
-        "me/bare": f"expected {contents}, found config.json alone",
+        "me/bare": f"has no model.safetensors and no pytorch_model.bin; expected {contents}",
         "a/b/c": "Repo id must be in the form",
         "resnet": "config.json: architecture: 'resnet50' is a ResNet",
     }
     for (name, message), line in zip(expected.items(), hub.run(LOAD, *expected), strict=True):
         assert line.startswith(f"weights: hf-hub:{name}: ")
         assert message in line
+
+
+def test_a_fresh_model_downloads_no_weights(hub: Hub, folder: Path) -> None:
+    hub.repositories = {"me/bare": files_of(folder, "config.json")}
+    made = "import swsl; print(swsl.create_model('hf-hub:me/bare', pretrained=False).num_classes)"
+    assert hub.run(made) == [str(json.loads((folder / "config.json").read_text())["num_classes"])]
 
 
 def test_without_huggingface_hub_an_error_says_what_to_install(hub: Hub) -> None:

@@ -324,7 +324,7 @@ def test_the_command(few_digits: Path, ten_classes: swsl.ResNeXt, tmp_path: Path
     )
     assert larger["loss"] == pytest.approx(expected.tally.loss, rel=1e-6)
     assert larger["loss"] != found["loss"]
-    assert "crop_pct: expected above 0" in validate("--crop-pct", 0, code=1)
+    assert "--crop-pct: expected above 0" in validate("--crop-pct", 0, code=1)
     assert "not allowed with" in validate("--frozen", "model.pt", code=2)
     assert "no such file" in validate(
         "--real", tmp_path / "none.json", "--truth", tmp_path / "none.txt", code=1

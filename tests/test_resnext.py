@@ -111,12 +111,13 @@ def test_impossible_intermediates_are_refused() -> None:
     ("name", "build"),
     [
         ("swsl_resnext50_32x4d", torchvision.models.resnext50_32x4d),
-        ("swsl_resnext101_32x8d", torchvision.models.resnext101_32x8d),
-        (
+        pytest.param("swsl_resnext101_32x8d", torchvision.models.resnext101_32x8d, marks=pytest.mark.slow),
+        pytest.param(
             "swsl_resnext101_32x4d",
             lambda: torchvision.models.ResNet(
                 torchvision.models.resnet.Bottleneck, [3, 4, 23, 3], groups=32, width_per_group=4
             ),
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -246,6 +247,7 @@ def test_checkpointing_changes_no_number(compiled: bool) -> None:
         assert torch.equal(mine.grad, other.grad)
 
 
+@pytest.mark.slow
 def test_a_checkpointing_model_is_scripted_traced_and_exported(tmp_path: Path) -> None:
     model, x = small(), torch.randn(2, 3, 64, 64)
     expected = model(x)

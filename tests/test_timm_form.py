@@ -123,6 +123,7 @@ def test_a_name_and_a_folder_must_agree(folder: Path) -> None:
         swsl.create_model("swsl_resnext101_32x8d", weights=source)
 
 
+@pytest.mark.slow
 def test_swsl_weights_keep_their_licence(tmp_path: Path) -> None:
     """A model of ours that timm's own function saves."""
     ours = seed_model(swsl.create_model("swsl_resnext50_32x4d", pretrained=False, num_classes=3))
@@ -138,6 +139,7 @@ def test_swsl_weights_keep_their_licence(tmp_path: Path) -> None:
         assert torch.equal(theirs(x), ours(x))
 
 
+@pytest.mark.slow
 def test_classify_takes_a_folder(folder: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["classify", str(photo), "--weights", f"local-dir:{folder}", "--top-k", "3"]
     expected = EagerRunner(swsl.create_model(f"local-dir:{folder}")).classify([photo], top_k=3)[0]
@@ -153,6 +155,7 @@ def test_classify_takes_a_folder(folder: Path, photo: Path, capsys: pytest.Captu
     assert all(name in lines for name in ("ant", "bee", "cow"))
 
 
+@pytest.mark.slow
 def test_export_takes_a_folder(folder: Path, tmp_path: Path) -> None:
     assert main(["export", f"local-dir:{folder}", "-o", str(tmp_path / "mine.pt")]) == 0
     written = read_metadata(tmp_path / "mine.pt")
@@ -283,6 +286,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_a_repository_is_downloaded_once(hub: Hub, folder: Path, theirs: timm.models.ResNet) -> None:
     hub.repositories["me/mine"] = files_of(folder, "config.json", "model.safetensors", "pytorch_model.bin")
     hub.repositories["me/old"] = files_of(folder, "config.json", "pytorch_model.bin")

@@ -61,11 +61,7 @@ NETWORKS = (
 )
 
 
-QUICK = {
-    ("torchvision:resnet18", ".pt"),
-    ("torchvision:resnet18", ".pt2"),
-    ("timm:resnet26t.ra2_in1k", ".pt"),
-}
+QUICK = {("torchvision:resnet18", ".pt"), ("torchvision:resnet18", ".pt2")}
 CASES = [
     pytest.param(source, suffix, marks=[] if (source, suffix) in QUICK else [pytest.mark.slow])
     for source in NETWORKS

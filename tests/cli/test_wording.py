@@ -159,6 +159,7 @@ def test_a_picture_has_the_format_of_its_name(
         assert not (tmp_path / name).exists()
 
 
+@pytest.mark.slow
 def test_one_unreadable_image_makes_the_status_1_unless_it_is_allowed(
     folders: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -203,6 +203,7 @@ def test_verify_finds_a_module_that_computes_something_else(
     assert main(["verify", str(frozen_small)]) == 1
 
 
+@pytest.mark.slow
 def test_export_command(
     tmp_path: Path, weights50: Path, frozen50: Path, capsys: pytest.CaptureFixture
 ) -> None:

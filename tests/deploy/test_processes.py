@@ -249,6 +249,7 @@ def test_a_runner_goes_to_spawned_workers(path: Path) -> None:
     assert torch.equal(found, torch.stack([data[index] for index in range(4)]))
 
 
+@pytest.mark.slow
 def test_a_pickled_runner_refuses_another_model(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

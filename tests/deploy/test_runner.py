@@ -205,7 +205,9 @@ def test_faulty_arguments_are_named(runner: Runner, path: Path, photo: Path, tmp
         runner.forward(torch.zeros(3, 64, 64))
     with pytest.raises(TypeError, match="top_k: expected a whole number, got str '5'$"):
         runner.classify([photo], top_k="5")
-    with pytest.raises(TypeError, match="model: expected the path of a file that `swsl export` wrote, got int 3"):
+    with pytest.raises(
+        TypeError, match="model: expected the path of a file that `swsl export` wrote, got int 3"
+    ):
         Runner(3)
     with pytest.raises(TypeError, match="batch: expected a tensor, got list"):
         runner.forward([1])

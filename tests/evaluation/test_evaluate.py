@@ -100,6 +100,7 @@ def test_figures_by_hand() -> None:
     assert doubled.top1[:2] == (4, 8)
 
 
+@pytest.mark.slow
 def test_equal_to_timms_validation(engine: EagerRunner, model: swsl.ResNeXt, tmp_path: Path) -> None:
     """To the last image: timm's own model, loader and metrics, on synset folders of three sizes of image."""
     timm = pytest.importorskip("timm")

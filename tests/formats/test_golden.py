@@ -58,7 +58,7 @@ def cancel_logits(model: swsl.ResNeXt, shape: tuple[int, int, int, int]) -> swsl
     return model
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_a_sound_model_passes_however_its_logits_cancel(seed: int, tmp_path: Path) -> None:
     model = cancel_logits(
         seed_model(swsl.create_model(NAMES[0], pretrained=False, num_classes=2), seed),
@@ -124,9 +124,8 @@ def script_without_relu(path: Path, target: Path, number: int) -> None:
     rewrite_archive(path, change, target)
 
 
-@pytest.mark.parametrize(
-    "name", [NAMES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_a_file_that_computes_something_else_is_refused(name: str, tmp_path: Path) -> None:
     path, bad = tmp_path / "m.pt", tmp_path / "bad.pt"
     model = seeded_model(name)

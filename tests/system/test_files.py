@@ -237,6 +237,7 @@ def linked(tmp_path: Path) -> Iterator[Path]:
     assert link.is_symlink()
 
 
+@pytest.mark.slow
 def test_a_training_run_goes_through_links(linked: Path, options: TrainOptions) -> None:
     store = linked.parent / "store"
     store.mkdir()

@@ -256,6 +256,7 @@ def test_another_pickle_protocol_is_named(state: State, tmp_path: Path) -> None:
 # in the commands
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_timms_checkpoint(
     options: TrainOptions, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -275,6 +276,7 @@ def test_training_goes_on_from_timms_checkpoint(
     assert torch.equal(trained["layer3.0.conv2.weight"], start["layer3.0.conv2.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default:weights:UserWarning")
 def test_classify_says_what_it_took(
     model50: ResNeXt, engine: list[str], photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture

@@ -244,6 +244,11 @@ class ResNeXt(nn.Module):
             if isinstance(module, Bottleneck):
                 module.grad_checkpointing = enable
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """timm's method of this name: patterns of parameters' names, for learning rates by depth. ``coarse`` has stages as groups, not
+        blocks."""
+        return {"stem": r"^conv1|bn1|maxpool", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
+
     def get_classifier(self, name_only: bool = False) -> nn.Module | str:
         """The classifier (`nn.Identity` where there is none), or its name in the model, "fc"."""
         return "fc" if name_only else self.fc

@@ -164,7 +164,7 @@ def _refusal(name: str) -> str:
         kind = {"resnet": "a ResNet", "resnext": "a ResNeXt of another shape"}.get(
             shape["kind"], "another network"
         )
-        why = f"is {kind}; the four are {', '.join(ours)}"
+        why = f"is {kind}; the four are {', '.join(VARIANTS)}"
     elif parts["tag"]:
         why = f"is this architecture with other weights ({parts['tag']})"
     else:

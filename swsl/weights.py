@@ -47,9 +47,9 @@ def locate(source: str | os.PathLike[str], *, progress: bool = True) -> Path:
         return download(text, sha256_prefix=prefix[1] if prefix else "", progress=progress)
     path = Path(text).expanduser()
     if not path.is_file():
-        raise WeightsError(
-            f"weights: {text}: {'is a directory' if path.is_dir() else 'no such file'}; expected a state dict"
-        )
+        found = "is a directory" if path.is_dir() else "no such file"
+        advice = f"; say local-dir:{text}" if (path / "config.json").is_file() else ""
+        raise WeightsError(f"weights: {text}: {found}; expected a state dict{advice}")
     return path
 
 

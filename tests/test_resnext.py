@@ -90,6 +90,14 @@ def test_intermediates_are_timms(options: dict[str, object]) -> None:
         assert torch.equal(map_, other)
 
 
+@pytest.mark.parametrize("coarse", [False, True])
+def test_layers_are_grouped_by_depth_as_timms(coarse: bool) -> None:
+    ours, theirs = swsl.ResNeXt((3, 4, 6, 3), 32, 4), timm.create_model("resnext50_32x4d")
+    assert timm.models.group_parameters(ours, ours.group_matcher(coarse)) == timm.models.group_parameters(
+        theirs, theirs.group_matcher(coarse)
+    )
+
+
 @pytest.mark.parametrize("method", ["forward_intermediates", "get_classifier", "set_grad_checkpointing"])
 def test_methods_are_called_as_timms(method: str) -> None:
     def arguments(of: type) -> list[tuple[str, object]]:

@@ -318,7 +318,11 @@ def test_urls_of_the_same_name_are_not_mixed_up(server: Server) -> None:
 def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(swsl.WeightsError, match="nowhere.pth: no such file; expected a state dict"):
         swsl.create_model(NAME, weights=tmp_path / "nowhere.pth")
-    with pytest.raises(swsl.WeightsError, match="is a directory; expected a state dict"):
+    (tmp_path / "timms").mkdir()
+    (tmp_path / "timms" / "config.json").touch()
+    with pytest.raises(swsl.WeightsError, match=f"expected a state dict; say local-dir:{tmp_path}/timms$"):
+        swsl.create_model("swsl_resnext50_32x4d", weights=tmp_path / "timms")
+    with pytest.raises(swsl.WeightsError, match="is a directory; expected a state dict$"):
         swsl.create_model(NAME, weights=tmp_path)
     for wrong in ("", 3):
         with pytest.raises(TypeError, match=f"weights: expected a path or URL, got {wrong!r}"):

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -90,8 +91,9 @@ def check_record(path: Path, text: str | bytes | None, record: Record) -> None:
 
 
 def _shown(value: object) -> str:
-    # A fingerprint's first digits are enough to tell two.
-    return value[:16] if isinstance(value, str) else json.dumps(value)
+    if not isinstance(value, str):
+        return json.dumps(value)
+    return value[:16] if re.fullmatch("[0-9a-f]{64}", value) else value  # of a fingerprint enough to tell two
 
 
 @contextlib.contextmanager

@@ -98,7 +98,7 @@ def _add_resume(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--resume", action="store_true",
         help="go on with the FILE.partial that an interrupted run of the same model and options has left, or with a whole "
-        "FILE if there are more images now",
+        "FILE if there are more images now, behind those that there were",
     )  # fmt: skip
 
 
@@ -246,6 +246,8 @@ def _write(target: Path, arguments: argparse.Namespace, **options: Any) -> int:
         with locked(target):
             runner = _open_and_say(arguments)
             record = run_record(runner, **options)
+            if not arguments.resume and (partial := target.with_name(target.name + ".partial")).exists():
+                say(f"swsl: {partial} of an interrupted run is written over; --resume would go on with it")
             with _bulk_output(target, runner, record, arguments, options["outputs"]) as output:
                 failed = _fill(output, runner, arguments, **options)
                 nothing_to_do = output.complete

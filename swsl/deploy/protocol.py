@@ -185,14 +185,20 @@ class AnyRunner(ABC):
         wait = max_wait if live else None
         return self._stream(self._opened(), iter(sources), size, workers, top_k, names, wait)
 
-    def submit(self, image: ImageSource) -> Future[Result]:
+    def submit(self, image: ImageSource, **others: Any) -> Future[Result]:
         """The image's predictions, from any thread: images that come within a moment of each other share a forward pass. For
         other outputs, or limits of one's own, make a `swsl.DynamicBatcher`, which says more of the future. A thread keeps the
         runner from now on, until `close`.
 
         Raises:
             RuntimeError: the runner is closed, or of a process that this one was forked off.
+            TypeError: an option, which a batcher takes.
         """
+        if others:
+            name = next(iter(others))
+            raise TypeError(
+                f"{name}: submit has no such option; make a swsl.DynamicBatcher(runner, {name}=…) and submit to that"
+            )
         with _making:
             self._opened()
             if self._batcher is None or self._batcher.failed:

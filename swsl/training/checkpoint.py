@@ -135,7 +135,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     checkpoint = find_checkpoint(path)
     if checkpoint is None:
         raise _weights.WeightsError(
-            f"weights: {path}: expected a checkpoint that `swsl finetune` wrote, found other weights"
+            f"weights: {path}: expected a checkpoint that `swsl finetune` wrote, found other weights; of a state dict say which "
+            "model it is of: NAME, and --weights FILE"
         )
     return checkpoint
 

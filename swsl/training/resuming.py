@@ -8,6 +8,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from ..system.files import open_output
 from ..system.torchrun import is_first
 from .checkpoint import Checkpoint, load_checkpoint
 from .data import Augmentation
@@ -16,6 +17,7 @@ from .recipe import Architecture, TrainOptions
 
 _AUGMENTATION = {field.name for field in fields(Augmentation)}
 _OPTIONS = {field.name for field in fields(TrainOptions)} | _AUGMENTATION
+_OPTIONS_FILE = "options.json"
 _FREE_TO_CHANGE = {"output", "resume", "workers", "device", "checkpoint_steps", "max_corrupt"}
 
 
@@ -34,13 +36,33 @@ def given_options(given: Mapping[str, Any]) -> TrainOptions:
     """The options of a run of which some are given, those of `Augmentation` beside them; other names are ignored. The rest are
     those of the run that is to be resumed, where it is there, or else the defaults."""
     values = {name: value for name, value in given.items() if name in _OPTIONS}
-    path = values["output"] / "last.pth"
-    if values.get("resume") and path.exists():
-        state = load_checkpoint(path).training or {}
-        begun = _flat(state.get("options", {}))
+    if values.get("resume"):
+        begun = _flat(_begun_with(values["output"]))
         values = {key: begun[key] for key in _OPTIONS & begun.keys()} | values
     augmentation = {key: values.pop(key) for key in _AUGMENTATION & values.keys()}
     return TrainOptions(**values, augmentation=Augmentation(**augmentation))
+
+
+def note_options(folder: Path, options: Mapping[str, str]) -> None:
+    """Keep a `fingerprint` for a run that is stopped before its first checkpoint."""
+    with open_output(str(folder / _OPTIONS_FILE)) as file:
+        json.dump(dict(options), file, indent=1)
+
+
+def _begun_with(folder: Path) -> dict[str, str]:
+    """The `fingerprint` of the run in a folder; nothing where there is no run."""
+    if (path := folder / "last.pth").exists():
+        state = load_checkpoint(path).training or {}
+        found: dict[str, str] = state.get("options", {})
+    else:
+        path = folder / _OPTIONS_FILE
+        try:
+            found = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        except ValueError as error:
+            raise ValueError(
+                f"{path}: damaged ({error}); remove it, and give the run's options again"
+            ) from error
+    return found
 
 
 def run_to_resume(options: TrainOptions, processes: Processes, report: Callable[[str], None]) -> Path | None:
@@ -118,6 +140,6 @@ def what_is_kept(options: TrainOptions, saved: tuple[int, int] | None) -> str:
     path = options.output / "last.pth"
     if not path.exists():
         advice = "" if options.checkpoint_steps else "; --checkpoint-steps N writes one every N steps"
-        return f"nothing was kept, for there was no checkpoint yet{advice}"
+        return f"nothing was kept but the options, for there was no checkpoint yet{advice}"
     where = f", of epoch {saved[0] + 1} after step {saved[1]}," if saved else ""
     return f"{path}{where} is kept; go on with the same command and --resume"

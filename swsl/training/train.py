@@ -37,7 +37,7 @@ from .data import EpochBatches, TrainingImages, collate, seeded
 from .distributed import Processes, joined
 from .optimisation import AveragedModel, learning_rate_at, make_optimizer, set_learning_rate
 from .recipe import RECIPES, Architecture, TrainOptions
-from .resuming import fingerprint, load_run, run_to_resume, what_is_kept
+from .resuming import fingerprint, load_run, note_options, run_to_resume, what_is_kept
 from .run_folder import METRICS, make_folder, write_answers, write_history
 from .starting import amp_dtype, mixing, starting_model
 from .unreadable import Unreadable
@@ -105,6 +105,8 @@ class _Run:
         self._prepare_model(begun)
         if processes.first:
             make_folder(options.output)
+            if not begun:
+                note_options(options.output, self._fingerprint())
         state = begun and begun.training
         self.unreadable = Unreadable(
             len(train.paths) + len(val.paths),

@@ -288,3 +288,10 @@ def test_an_interruption_while_the_model_loads_says_what_is_kept(
     assert capsys.readouterr().err == "swsl: interrupted: out.csv.partial is as it was; go on with --resume\n"
     assert main(["classify", "x.jpg"]) == 130
     assert "only what was printed is kept" in capsys.readouterr().err
+    monkeypatch.setattr("swsl.cli.images._open_and_say", lambda _: None)
+    monkeypatch.setattr("swsl.bulk.run_record.run_record", lambda *_, **__: {})
+    monkeypatch.setattr("swsl.cli.images._bulk_output", lambda *_: interrupted(None))
+    over = "swsl: out.csv.partial of an interrupted run is written over; --resume would go on with it\n"
+    for options, said in (([], over), (["--resume"], "")):
+        assert main(["classify", "x.jpg", "-o", "out.csv", *options]) == 130
+        assert capsys.readouterr().err.startswith(f"{said}swsl: interrupted")

@@ -18,6 +18,7 @@ from conftest import SMALL_ARGUMENTS, subprocess_environment, swsl_command
 
 from swsl.cli.main import main
 from swsl.training.recipe import TrainOptions
+from swsl.training.resuming import given_options
 from swsl.training.train import _Run, finetune
 
 
@@ -152,8 +153,12 @@ def test_a_training_run_says_what_it_has_kept(options: TrainOptions, monkeypatch
         return str(caught.value)
 
     last, on = options.output / "last.pth", "go on with the same command and --resume"
-    nothing = "nothing was kept, for there was no checkpoint yet"
+    nothing = "nothing was kept but the options, for there was no checkpoint yet"
     assert left(0) == f"{nothing}; --checkpoint-steps N writes one every N steps"
+    free = {name: getattr(options, name) for name in ("data", "output", "workers", "device")}
+    asked = {**free, "resume": True}
+    assert given_options(asked) == replace(options, resume=True)
+    assert given_options({**asked, "batch_size": 3}).batch_size == 3
     assert left(3, checkpoint_steps=2) == f"{last}, of epoch 1 after step 2, is kept; {on}"
     assert left(5, resume=True) == f"{last}, of epoch 2 after step 0, is kept; {on}"
     with monkeypatch.context() as patches:

@@ -91,6 +91,8 @@ class Broken:
 @pytest.mark.parametrize("bad", [memoryview(bytes(100))[::2], Broken(), object(), b""], ids=str)
 def test_one_bad_image_costs_no_other_its_answer(make_runner: MakeRunner, photo: Path, bad: Any) -> None:
     with make_runner(16) as runner:
+        with pytest.raises(TypeError, match=r"top_k: submit has no such option; make a swsl\.DynamicBatcher"):
+            runner.submit(photo, top_k=2)
         good = runner.submit(photo)
         assert runner.submit(bad).exception(60)
         assert good.result(60).predictions

@@ -18,6 +18,7 @@ import swsl
 from swsl.deploy import export
 from swsl.deploy.export import ModelError, default_suffix, export_model, read_metadata, verify
 from swsl.deploy.frozen import FrozenRunner
+from swsl.deploy.runner import Runner, build_info
 from swsl.formats import network_table
 from swsl.formats.golden import TOLERANCES, output_error
 from swsl.formats.network_table import run_table, unknown_operators
@@ -98,6 +99,22 @@ def test_zeros_of_either_sign_are_stored_as_the_table_says(tmp_path: Path) -> No
     model.layer2[1].conv3.weight.data *= -1
     exported(model, tmp_path / "m.pt")
     check_computes(tmp_path / "m.pt", model)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pt2"])
+def test_branches_that_begin_as_zeros_are_stored_once(suffix: str, tmp_path: Path) -> None:
+    """As timm's are before any training: TorchScript has one entry for all that are equal."""
+    model = seed_model(swsl.ResNeXt((1, 1, 8, 4), 8, 4, 3))
+    for stage in (model.layer3, model.layer4):
+        for block in stage:
+            block.bn3.weight.data *= 0
+            block.bn3.bias.data *= 0
+    path = tmp_path / f"m{suffix}"
+    exported(model, path)
+    check_computes(path, model)
+    if build_info()["compiled"]:
+        batch = torch.randn(1, 3, 64, 48, generator=torch.Generator().manual_seed(3))
+        assert output_error(model, batch, logits=Runner(path).forward(batch)) <= TOLERANCES["float32"]
 
 
 def changed(name: str, module: nn.Module) -> swsl.ResNeXt:

@@ -225,7 +225,7 @@ def test_from_a_folder_of_photographs_to_a_program_that_recognises_them(
     printed = run(folder, sys.executable, "-c", f"import stand_in\n{python}")
 
     assert {path.name for path in (folder / "run").iterdir()} == {
-        "best.pth", "last.pth", "metrics.csv", "curves.png", "predictions.csv", "confusion.png",
+        "options.json", "best.pth", "last.pth", "metrics.csv", "curves.png", "predictions.csv", "confusion.png",
         "mistakes.png"}  # fmt: skip
     answers = [
         re.findall(r"([\d.]+)%  ([01])$", text, re.MULTILINE)

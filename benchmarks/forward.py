@@ -33,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from swsl.deploy.export import export_model
 from swsl.deploy.native import extension
 from swsl.formats.golden import relative_error
+from swsl.preprocess import PreprocessSpec
 from swsl.variants import VARIANTS
 
 ENGINES = ("swsl", "eager", "torchscript", "inductor", "onnxruntime", "openvino")
@@ -42,7 +43,7 @@ Forward = Callable[[], Tensor]
 def prepare(name: str, folder: Path) -> None:
     """Writes model.pt, weights.pth, model.onnx, and for batches of 16: images.pt and logits.pt (eager, float32)."""
     model = report.seeded(name)
-    export_model(model, folder / "model.pt")
+    export_model(model, folder / "model.pt", spec=PreprocessSpec())
     torch.save(model.state_dict(), folder / "weights.pth")
     images = torch.randn(16, 3, 224, 224)
     torch.save(images, folder / "images.pt")

@@ -240,7 +240,7 @@ def test_where_libtorch_alone_could_compute_the_cure_is_named(files: Path) -> No
 
 
 def test_commands_take_it(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    trained: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(export, "has_torchscript", lambda: False)
     monkeypatch.chdir(tmp_path)
@@ -251,4 +251,7 @@ def test_commands_take_it(
     assert re.search(
         r"model\.pt2: relative error \S+ on the CPU, by its network table; .* was not run\n", said
     )
+    if build_info()["compiled"]:
+        for command in (["classify", str(photo), "--runner"], ["profile"]):
+            assert main([*command, "model.pt2"]) == 0
     assert json.loads(zipfile.ZipFile("model.pt2").read("model/extra/swsl.json"))["labels"] == ["0", "1", "3"]

@@ -58,6 +58,14 @@ def add_device(command: argparse._ActionsContainer) -> None:
     )  # fmt: skip
 
 
+def add_picture(command: argparse.ArgumentParser, name: str) -> None:
+    """The argument that says where a command's picture goes, by default to ``name``."""
+    command.add_argument(
+        "-o", "--output", default=name, metavar="FILE", help=f"a .png or .jpg (default {name})"
+    )
+    command.set_defaults(pictures=("output",))
+
+
 def add_cores(command: argparse._ActionsContainer) -> None:
     """The argument that bounds how many cores a model and what feeds it take."""
     command.add_argument(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import add_model
+from .arguments import add_model, add_picture
 from .engines import open_runner
 from .wording import as_typed
 
@@ -23,14 +23,8 @@ def add_command(commands: Any) -> None:
         "demo", help="the whole chain on a bundled photograph, with timings and a picture"
     )
     add_model(command)
-    command.add_argument(
-        "-o",
-        "--output",
-        default="swsl-demo.png",
-        metavar="FILE",
-        help="a .png or .jpg (default swsl-demo.png)",
-    )
-    command.set_defaults(run=_demo, pictures=("output",))
+    add_picture(command, "swsl-demo.png")
+    command.set_defaults(run=_demo)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

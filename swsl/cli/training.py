@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import add_cores, add_device, add_model, positive, refuse_two_models, take_cores
+from .arguments import add_cores, add_device, add_model, add_picture, positive, refuse_two_models, take_cores
 
 if TYPE_CHECKING:
     from ..deploy.protocol import AnyRunner
@@ -272,14 +272,8 @@ def _add_explain(commands: Any) -> None:
     add_model(command, runner=False)
     command.add_argument("--top-k", type=positive, default=3, metavar="K", help="classes shown (default 3)")
     add_device(command)
-    command.add_argument(
-        "-o",
-        "--output",
-        default="swsl-explain.png",
-        metavar="FILE",
-        help="a .png or .jpg (default swsl-explain.png)",
-    )
-    command.set_defaults(run=_explain, pictures=("output",))
+    add_picture(command, "swsl-explain.png")
+    command.set_defaults(run=_explain)
 
 
 def _explain(arguments: argparse.Namespace) -> int:

@@ -28,11 +28,12 @@ RUNTIMES = onnx_graph._installed_runtimes()
 pytestmark = (
     pytest.mark.slow
 )  # PyTorch's exporter takes some seconds, and CI has the packages for its long tests
-each_runtime = pytest.mark.parametrize(
-    "load", [pytest.param(load, id=name.rsplit(" ", 1)[0]) for name, load in RUNTIMES.items()]
-)
-if not RUNTIMES:
-    each_runtime = pytest.mark.skip("neither onnxruntime nor openvino is installed")
+needs_a_runtime = pytest.mark.skipif(not RUNTIMES, reason="neither onnxruntime nor openvino is installed")
+each_runtime = needs_a_runtime
+if RUNTIMES:
+    each_runtime = pytest.mark.parametrize(
+        "load", [pytest.param(load, id=name.rsplit(" ", 1)[0]) for name, load in RUNTIMES.items()]
+    )
 
 
 def small_model() -> swsl.ResNeXt:
@@ -178,11 +179,10 @@ def test_from_pixels_to_logits(load: Callable, preprocessing: Path) -> None:
     assert output_error(model, exact, logits=logits, features=embedding) < 1e-3
 
 
+@needs_a_runtime
 def test_both_runtimes_are_tried_and_what_they_found_is_told(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    if not RUNTIMES:
-        pytest.skip("neither onnxruntime nor openvino is installed")
     path = tmp_path / "mine.onnx"
     assert main(["export", str(trained), "-o", str(path), "--with-preprocessing"]) == 0
     first, *lines = capsys.readouterr().out.splitlines()
@@ -192,7 +192,7 @@ def test_both_runtimes_are_tried_and_what_they_found_is_told(
         assert re.fullmatch(rf"  {re.escape(runtime)}: relative error \d\.\de-\d\d; {pixels}", line)
 
 
-@pytest.mark.skipif(not RUNTIMES, reason="neither onnxruntime nor openvino is installed")
+@needs_a_runtime
 def test_a_file_that_computes_something_else_gets_no_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

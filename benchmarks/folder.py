@@ -1,7 +1,7 @@
 """A folder of photographs to a CSV file, against the rate that the times of its parts alone predict, and against PyTorch.
 
     pip install timm torchvision simplejpeg     # for the peers
-    python benchmarks/folder.py --readme README.md
+    python benchmarks/folder.py --page docs/speed.md
 
 Decoding and preprocessing take t_p on one thread, a forward pass over B images t_f on T threads. If all T cores were busy at
 all times, and nothing else cost anything, T cores would do 1 / (t_p / T + t_f / B) images a second. Each round measures the
@@ -122,9 +122,7 @@ def main() -> None:
     parser.add_argument("--variant", default="swsl_resnext50_32x4d")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--readme", type=Path, metavar="FILE", help="its table between the markers is replaced"
-    )
+    parser.add_argument("--page", type=Path, metavar="FILE", help="its table between the markers is replaced")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory:
@@ -194,8 +192,8 @@ def main() -> None:
     ]  # fmt: skip
     print("\n".join(lines))
     print("of predicted, each round:", *(f"{values[0]:.3f}" for values in rounds))
-    if arguments.readme:
-        report.write_table(arguments.readme, "folder", "\n".join(lines))
+    if arguments.page:
+        report.write_table(arguments.page, "folder", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     python benchmarks/forward.py --json forward.json                 # measures all rows; adds to the file
     python benchmarks/forward.py --json forward.json --only 50_32x4d --batches 1 --dtypes float32
     python benchmarks/forward.py --only timm:resnet50.a1_in1k torchvision:resnet18 --dtypes float32    # others' networks
-    python benchmarks/forward.py --json forward.json --readme README.md --rounds 0    # only writes the table
+    python benchmarks/forward.py --json forward.json --page docs/speed.md --rounds 0    # only writes the table
 
 Every engine is a process of its own that stays loaded; they take turns, and a row is the median over the rounds. The file and
-the README keep the tables of other processors as they are. Needs the compiled runner, and for the peers: pip install onnx
+docs/speed.md keep the tables of other processors as they are; the README gets a row for each. Needs the compiled runner, and for the peers: pip install onnx
 onnxscript onnxruntime openvino.
 """
 
@@ -206,7 +206,7 @@ def figures(row: dict[str, Any]) -> tuple[float, float, str]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The README's table for one processor, in Markdown."""
+    """The page's table for one processor, in Markdown."""
     lines = [
         "| dtype | variant | batch | " + " | ".join(ENGINES) + " | against the fastest peer | of the peak |",
         "|---|---|---|" + "---|" * (len(ENGINES) + 2),
@@ -252,9 +252,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="0 measures nothing")
     parser.add_argument("--seconds", type=float, default=1.0, help="of one engine's turn")
     parser.add_argument("--json", type=Path, metavar="FILE", help="results are added to it")
-    parser.add_argument(
-        "--readme", type=Path, metavar="FILE", help="its table between the markers is replaced"
-    )
+    parser.add_argument("--page", type=Path, metavar="FILE", help="its table between the markers is replaced")
     parser.add_argument("--worker", choices=ENGINES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -295,8 +293,10 @@ def main() -> None:
     if results["rows"]:
         text = table(results)
         print(text)
-        if arguments.readme:
-            report.write_table(arguments.readme, "forward", text, part=report.processor())
+        if arguments.page:
+            report.write_table(arguments.page, "forward", text, part=report.processor())
+            summary = report.summary(arguments.page.read_text("utf-8"))
+            report.write_table(report.ROOT / "README.md", "summary", summary)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The GPU path against the fastest alternatives: seeded weights, random images, whatever of the peers is installed.
 
-    python benchmarks/gpu.py --json gpu.json --readme README.md    # half an hour or more, most of it torch.compile's
+    python benchmarks/gpu.py --json gpu.json --page docs/gpu.md    # half an hour or more, most of it torch.compile's
 
 A shorter one: --variants swsl_resnext50_32x4d --dtypes float16 --batches 1 256 --seconds 0.5. Runs with the same --json add up.
 
@@ -282,7 +282,7 @@ def machine() -> dict[str, str]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The README's table, in Markdown."""
+    """The page's table, in Markdown."""
     lines = ["| work | swsl, ms | peers, ms | against the fastest peer | |", "|---|---|---|---|---|"]
     for name, row in results["rows"].items():
         times = dict(row["seconds"])
@@ -321,9 +321,7 @@ def main() -> None:
         metavar="FILE",
         help="where the results go, beside those of the same machine and day",
     )
-    parser.add_argument(
-        "--readme", type=Path, metavar="FILE", help="its table between the markers is replaced"
-    )
+    parser.add_argument("--page", type=Path, metavar="FILE", help="its table between the markers is replaced")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks/gpu.py: torch sees no CUDA device")
@@ -362,8 +360,8 @@ def main() -> None:
                 f"{name.removeprefix('swsl_resnext')}, {dtype}, batch of {batch}",
                 partial(forward, name, paths[name], dtype, batch, arguments.peers, budget),
             )
-    if arguments.readme:
-        report.write_table(arguments.readme, "gpu", table(results))
+    if arguments.page:
+        report.write_table(arguments.page, "gpu", table(results))
 
 
 if __name__ == "__main__":

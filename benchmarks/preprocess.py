@@ -1,7 +1,7 @@
 """Decoding, resizing, and both together, on one thread, against what people use today.
 
     pip install numpy timm torchvision opencv-python-headless simplejpeg nvidia-dali-cuda130    # those that are there take part
-    python benchmarks/preprocess.py --readme README.md
+    python benchmarks/preprocess.py --page docs/speed.md
 
 Every contender of a row takes its turn in every round; a figure is the median over the rounds, and a ratio the median of the
 rounds' ratios. "differs" is the largest difference of a resized pixel from Pillow's, in steps of 1/255. Needs the compiled
@@ -183,7 +183,7 @@ def in_turns(works: dict[str, Work], rounds: int, seconds: float) -> dict[str, l
 
 
 def effect_of_dct_scaling(data: bytes, rounds: int, seconds: float) -> str:
-    """A sentence for the README, on logits of seeded weights."""
+    """A sentence for the page, on logits of seeded weights."""
     torch.manual_seed(0)
     name = "swsl_resnext50_32x4d"
     with tempfile.TemporaryDirectory() as folder:
@@ -221,9 +221,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=0.3, help="of one contender's turn")
-    parser.add_argument(
-        "--readme", type=Path, metavar="FILE", help="its table between the markers is replaced"
-    )
+    parser.add_argument("--page", type=Path, metavar="FILE", help="its table between the markers is replaced")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -267,8 +265,8 @@ def main() -> None:
         f"{effect_of_dct_scaling(data, arguments.rounds, arguments.seconds)} {report.environment(1, *PACKAGES)}",
     ])  # fmt: skip
     print(text)
-    if arguments.readme:
-        report.write_table(arguments.readme, "preprocess", text)
+    if arguments.page:
+        report.write_table(arguments.page, "preprocess", text)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""What the benchmarks share: the machine that a number depends on, weights, and the README's places for their tables."""
+"""What the benchmarks share: the machine that a number depends on, weights, and the places for their tables in docs/."""
 
 from __future__ import annotations
 
 import datetime
 import os
 import platform
+import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -67,10 +68,10 @@ def environment(threads: int, *packages: str) -> str:
     )
 
 
-def write_table(readme: Path, name: str, text: str, part: str = "") -> None:
-    """Replaces what stands between the README's markers of this name; with ``part``, only that part of it, which is added
+def write_table(page: Path, name: str, text: str, part: str = "") -> None:
+    """Replaces what stands between a page's markers of this name; with ``part``, only that part of it, which is added
     where there is none."""
-    before, inside, after = _split(readme.read_text("utf-8"), name)
+    before, inside, after = _split(page.read_text("utf-8"), name)
     if part:
         markers = f"{name}, {part}"
         if f"<!-- {markers}:begin -->" not in inside:
@@ -79,7 +80,28 @@ def write_table(readme: Path, name: str, text: str, part: str = "") -> None:
         text = f"{first}\n{text}\n{last}"
     else:
         text = f"\n{text}\n"
-    readme.write_text(before + text + after, "utf-8")
+    page.write_text(before + text + after, "utf-8")
+
+
+def summary(speed: str) -> str:
+    """The README's table: a row for each processor, from the forward passes' tables in docs/speed.md."""
+    lines = [
+        "| processor | float32 | against the fastest | bfloat16 | against the fastest | measured |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in re.findall(r"<!-- forward, (.*):begin -->", speed):
+        text = _split(speed, f"forward, {name}")[1]
+        cells = [name]
+        for dtype in ("float32", "bfloat16"):
+            for pattern in (
+                r"[^|]*\| 50_32x4d \| 1 \| \*\*([\d.]+)\*\*",
+                r" \| geometric mean \|.*\*\*([\d.]+×)\*\*",
+            ):
+                found = re.search(rf"^\| {dtype}{pattern}", text, re.MULTILINE)
+                cells.append(found[1] if found else "–")
+        (measured,) = re.findall(r"^\S.* (\d+) threads in use, (\d{4}-\d\d-\d\d);", text, re.MULTILINE)
+        lines.append("| " + " | ".join([*cells, f"{measured[0]} threads, {measured[1]}"]) + " |")
+    return "\n".join(lines)
 
 
 def _split(text: str, name: str) -> tuple[str, str, str]:

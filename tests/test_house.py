@@ -1,4 +1,4 @@
-"""The plan of the house (docs/architecture.md): folders of few files, short files, and arrows that go one way between them."""
+"""The plan of the house (docs/internals.md): folders of few files, short files, and arrows that go one way between them."""
 
 from __future__ import annotations
 

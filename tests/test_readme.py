@@ -1,7 +1,8 @@
-"""The README's examples, run as they stand there."""
+"""The examples of the README and of the pages in docs/, run as they stand there."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shlex
@@ -22,14 +23,16 @@ from swsl.cli.main import build_parser
 from swsl.timm_form import is_folder
 
 README = (ROOT / "README.md").read_text("utf-8")
-TRAINING = re.search(r"^## Fine-tune.*?(?=^## )", README, re.DOTALL | re.MULTILINE)[0]
+PAGES = {path.stem: path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+TRAINING = PAGES["training"]
 
 
 def blocks_of(text: str) -> list[tuple[str, str]]:
     return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-BLOCKS = blocks_of(README.replace(TRAINING, ""))
+# In the order in which they are read: later examples use the files that earlier ones write.
+BLOCKS = blocks_of("".join([README, *(PAGES[name] for name in ("models", "deploy", "cpp", "formats"))]))
 
 # The published weights and org/swsl are on the network; seeded weights and this checkout stand in for them.
 STAND_IN = f"""
@@ -102,6 +105,23 @@ def test_the_set_up_is_two_commands() -> None:
     )
 
 
+def test_the_front_door_is_short_and_leads_to_every_page() -> None:
+    assert README.count("\n") <= 150
+    for page in ("README", *(f"docs/{name}" for name in PAGES)):
+        path = ROOT / f"{page}.md"
+        links = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text("utf-8"))
+        assert all((path.parent / link).exists() for link in links), page
+        assert page == "README" or f"({page}.md)" in README
+
+
+def test_the_speed_in_the_readme_is_that_of_its_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    report = importlib.import_module("report")
+    summary = report.summary(PAGES["speed"])
+    assert summary.count("\n") >= 3
+    assert f"\n{summary}\n" in README
+
+
 def test_where_a_placeholder_first_stands_is_what_to_write_instead(
     tmp_path: Path, torch_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,18 +161,17 @@ def test_a_clone_does_not_show_what_the_commands_write_there() -> None:
 
 @pytest.mark.slow
 def test_commands_and_python(workplace: Path) -> None:
-    """In the README's order: later examples use the files that earlier ones write."""
     for line in commands("swsl "):
         run(workplace, "sh", "-c", line)
     assert (workplace / "predictions.csv").read_text().count("photos/") == 2
-    (name,) = re.findall(r'`timm\.create_model\("local-dir:(.*?)", pretrained=True\)`', README)
+    (name,) = re.findall(r'`timm\.create_model\("local-dir:(.*?)", pretrained=True\)`', PAGES["formats"])
     theirs = timm.create_model(f"local-dir:{workplace / name}", pretrained=True)
     ours = swsl.create_model(
         "swsl_resnext50_32x4d", weights=workplace / "seeded" / "swsl_resnext50_32x4d.pth"
     )
     assert same_tensors(dict(theirs.named_parameters()), dict(ours.named_parameters()))
     blocks = [text for language, text in BLOCKS if language == "python"]
-    assert len(blocks) >= 4
+    assert len(blocks) >= 8
     for text in blocks:
         if "Runner" in text and not swsl.deploy.runner.build_info()["compiled"]:
             continue  # says why at length; test_runner.py covers that
@@ -251,9 +270,11 @@ def test_facts_are_the_tables() -> None:
 
 
 def test_switching_from_timm_is_what_the_table_says(photo: Path) -> None:
-    for ours in re.findall(r"swsl\.\w+", README):
+    for ours in re.findall(
+        r"swsl\.\w+", "".join([README, PAGES["models"], PAGES["deploy"], PAGES["formats"]])
+    ):
         assert hasattr(swsl, ours.removeprefix("swsl.")) or ours == "swsl.json"
-    (table,) = re.findall(r"^\| with timm .*?\n\n", README, re.DOTALL | re.MULTILINE)
+    (table,) = re.findall(r"^\| with timm .*?\n\n", PAGES["models"], re.DOTALL | re.MULTILINE)
     ((present, deprecated),) = re.findall(r"'(resnext.*?)'.* deprecated name, `'(.*?)'", table)
     with pytest.warns(UserWarning, match=f"deprecated model name {deprecated} to current {present}"):
         timm.create_model(deprecated, pretrained=False)
@@ -267,10 +288,10 @@ def test_switching_from_timm_is_what_the_table_says(photo: Path) -> None:
 
 def test_what_each_tool_has_is_a_name_here() -> None:
     """The folders and repositories of the tables are tried in test_timm_form.py."""
-    names = set(re.findall(r"swsl\.create_model\('([^']*)'", README))
+    names = set(re.findall(r"swsl\.create_model\('([^']*)'", PAGES["models"]))
     plain = {name for name in names if not is_folder(name)}
     assert {swsl.variants.find_variant(name).name for name in plain} == {"swsl_resnext50_32x4d"}
     assert len(plain) == 2
     assert {name.partition(":")[0] for name in names - plain} == {"local-dir", "hf-hub"}
-    (line,) = re.findall(r"`swsl (classify [^`]* --weights local-dir:[^`]*)`", README)
+    (line,) = re.findall(r"`swsl (classify [^`]* --weights local-dir:[^`]*)`", PAGES["models"])
     assert is_folder(build_parser().parse_args(shlex.split(line)).weights)

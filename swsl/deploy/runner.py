@@ -90,7 +90,7 @@ class Runner(AnyRunner):
         batch_size: how many images one forward pass takes at most; 0: 16 on a CPU, 64 on a GPU.
         exif_orientation: turn images as their EXIF tag says. Off by default, as in timm and torchvision.
         dct_scaling: inexact. JPEGs of at least four times the size that they are resized to are shrunk inside the decoder,
-            which is faster; the README has what that gains and what it does to logits.
+            which is faster; docs/speed.md has what that gains and what it does to logits.
         nvjpeg: inexact, CUDA only. The GPU decodes JPEGs of the usual kind (baseline, YCbCr, not turned by
             ``exif_orientation``), and its pixels differ from libjpeg's; the CPU decodes all other images, and those that
             nvJPEG refuses. Not together with ``dct_scaling``.

@@ -150,9 +150,9 @@ def test_pixels_are_pillows_within_a_step(load: Callable, alone: Path) -> None:
     assert mean < 0.01
 
 
-def test_the_readme_states_that_step() -> None:
+def test_the_page_states_that_step() -> None:
     stated = rf"a pixel is at most {onnx_preprocessing.MOST_STEPS}\s+step of 1/255 from Pillow's"
-    assert re.search(stated, (ROOT / "README.md").read_text("utf-8"))
+    assert re.search(stated, (ROOT / "docs" / "formats.md").read_text("utf-8"))
 
 
 @pytest.mark.parametrize("crop_pct", [1.0, 0.9, 0.5])

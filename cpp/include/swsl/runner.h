@@ -67,7 +67,7 @@ struct RunnerOptions {
   int batch_size = 0;             // images in one forward pass at most; 0: 16 on a CPU, 64 on CUDA
   bool exif_orientation = false;  // turn images as their EXIF tag says (timm and torchvision do not)
   // Inexact: JPEGs of at least four times the size that they are resized to are shrunk inside the decoder
-  // (image.h); the README has what that gains and what it does to logits.
+  // (image.h); docs/speed.md has what that gains and what it does to logits.
   bool dct_scaling = false;
   // Inexact, CUDA only: JPEGs of the usual kind (baseline, YCbCr, not turned by exif_orientation) are decoded
   // by nvJPEG, whose pixels differ from libjpeg's; the CPU decodes all else, and whatever nvJPEG refuses.

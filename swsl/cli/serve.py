@@ -6,7 +6,7 @@ import argparse
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from .arguments import add_cores, add_device, positive
+from .arguments import add_cores, add_device, positive, take_cores
 
 if TYPE_CHECKING:
     from ..deploy.protocol import AnyRunner
@@ -86,7 +86,6 @@ def _serve(arguments: argparse.Namespace) -> int:
         service = Service(
             arguments.module,
             _runner(arguments),
-            max_batch=arguments.max_batch or 0,
             max_wait=arguments.max_wait_ms / 1000,
             max_queue=arguments.max_queue,
         )
@@ -95,10 +94,12 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _runner(arguments: argparse.Namespace) -> AnyRunner:
-    from ..deploy.runner import Runner
-    from ..system.progress import working
+    """The compiled runner where it is built, PyTorch where it is not, which is then said."""
+    from ..deploy.frozen import FrozenRunner
+    from ..deploy.runner import Runner, build_info
+    from ..system.progress import say, working
 
-    options = {
+    options: dict[str, Any] = {
         "device": arguments.device,
         "dtype": arguments.dtype,
         "cores": arguments.cores,
@@ -107,7 +108,15 @@ def _runner(arguments: argparse.Namespace) -> AnyRunner:
         "max_pixels": arguments.max_pixels,
         "exif_orientation": arguments.exif_orientation,
     }
+    options = {name: value for name, value in options.items() if value is not None}
+    built = build_info()
+    take_cores(arguments.cores)  # of Grad-CAM too
     with working(f"loading {arguments.module}"):
-        return Runner(
-            arguments.module, **{name: value for name, value in options.items() if value is not None}
-        )
+        if built["compiled"]:
+            return Runner(arguments.module, **options)
+        for name in ("dtype", "threads"):
+            if name in options:
+                raise ValueError(f"--{name}: needs the compiled runner, and {built['reason']}")
+        options.pop("cores", None)
+        say(f"swsl: {built['reason'].splitlines()[0].rstrip(':')}; using PyTorch")
+        return FrozenRunner(arguments.module, **options)

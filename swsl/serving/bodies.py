@@ -5,26 +5,32 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
+from starlette.types import Receive
 
 from ..image import Fetched
 
-BODY_SECONDS = 60.0
-"""In which a body has to have come."""
-
 
 class Refused(Exception):  # noqa: N818
-    """A request that gets no answer but this status and these words."""
+    """A request that gets no answer but this status and these words.
 
-    def __init__(self, status: int, words: str, *, headers: dict[str, str] | None = None) -> None:
+    Args:
+        headers: of the response.
+        unread: whether the request's body has not come to its end.
+    """
+
+    def __init__(
+        self, status: int, words: str, *, headers: dict[str, str] | None = None, unread: bool = False
+    ) -> None:
         super().__init__(words)
-        self.status = status
+        self.status, self.unread = status, unread
         self.headers = headers or {}
 
 
@@ -45,20 +51,16 @@ async def read_images(request: Request, max_bytes: int, most: int) -> tuple[list
         The images with the names that errors give them, and whether the body was one image and no list of them.
 
     Raises:
-        Refused: it is too large, is too long in coming, or holds no images.
+        Refused: it is too large, or holds no images.
         ClientDisconnect: there is nobody to answer any more.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    try:
-        if kind == "multipart/form-data":
-            images = await asyncio.wait_for(_form(request, max_bytes, most), BODY_SECONDS)
-        else:
-            body = await asyncio.wait_for(_body(request, max_bytes), BODY_SECONDS)
-            if kind != "application/json":
-                return [Fetched(body, "image bytes")], True
-            images = await asyncio.to_thread(_json_list, body)
-    except asyncio.TimeoutError:
-        raise Refused(408, f"body: has not come within {BODY_SECONDS:.0f} seconds") from None
+    if kind == "multipart/form-data":
+        return await _form(request, max_bytes, most), False
+    body = b"".join([chunk async for chunk in _chunks(request, max_bytes)])
+    if kind != "application/json":
+        return [Fetched(body, "image bytes")], True
+    images = await asyncio.to_thread(_json_list, body)
     if len(images) > most:
         raise Refused(
             413, f"body: expected at most {most} images, got {len(images)}; send them in several requests"
@@ -67,7 +69,7 @@ async def read_images(request: Request, max_bytes: int, most: int) -> tuple[list
 
 
 async def _chunks(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
-    too_large = Refused(413, f"body: expected at most {max_bytes} bytes")
+    too_large = Refused(413, f"body: expected at most {max_bytes} bytes", unread=True)
     if int(request.headers.get("content-length", 0)) > max_bytes:
         raise too_large
     size = 0
@@ -78,17 +80,15 @@ async def _chunks(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
         yield chunk
 
 
-async def _body(request: Request, max_bytes: int) -> bytes:
-    return b"".join([chunk async for chunk in _chunks(request, max_bytes)])
-
-
 async def _form(request: Request, max_bytes: int, most: int) -> list[Fetched]:
     chunks: Any = _chunks(request, max_bytes)
     parser = _Form(request.headers, chunks, max_files=most, max_fields=most)
     try:
         form = await parser.parse()
     except (MultiPartException, KeyError, ValueError) as error:
-        raise Refused(400, f"body: no multipart/form-data: {getattr(error, 'message', error)}") from error
+        words = getattr(error, "message", str(error))
+        status = 413 if words.startswith("Too many") else 400
+        raise Refused(status, f"body: no multipart/form-data: {words}", unread=True) from error
     images = []
     for name, value in form.multi_items():
         if not isinstance(value, UploadFile):
@@ -121,4 +121,12 @@ def _decoded(item: object, number: int) -> bytes:
     )
 
 
-__all__ = ["ClientDisconnect", "Refused", "read_images"]
+async def drained(receive: Receive) -> None:
+    """Returns once the body has come to its end, its client has left, or it has had a few seconds for that."""
+
+    async def read() -> None:
+        while (message := await receive())["type"] != "http.disconnect" and message.get("more_body"):
+            pass
+
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(read(), 5.0)

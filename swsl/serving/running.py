@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import socket
@@ -37,14 +38,15 @@ def bound_socket(host: str, port: int) -> socket.socket:
 class _Server(uvicorn.Server):
     """Says when it is ready, and takes SIGTERM and Ctrl-C as the wish to answer what was accepted and end."""
 
-    def __init__(
-        self, config: uvicorn.Config, ready: Callable[[], None], closing: Callable[[], None]
-    ) -> None:
+    _loop: asyncio.AbstractEventLoop | None = None
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None], shut: Callable[[], None]) -> None:
         super().__init__(config)
-        self._ready, self._closing = ready, closing
+        self._ready, self._shut = ready, shut
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        self._loop = asyncio.get_running_loop()
         self._ready()
 
     @contextlib.contextmanager
@@ -54,7 +56,8 @@ class _Server(uvicorn.Server):
         def stop(_: int, __: object) -> None:
             for each in before:  # a second one ends the process at once
                 signal.signal(each, signal.SIG_DFL)
-            self._closing()
+            if self._loop:
+                self._loop.call_soon_threadsafe(self._shut)
             self.should_exit = True
 
         for each in (signal.SIGINT, signal.SIGTERM):
@@ -68,15 +71,12 @@ class _Server(uvicorn.Server):
 
 
 def run_server(service: Service, sock: socket.socket, *, max_bytes: int) -> None:
-    """Serve until a signal asks for the end, and answer what was accepted. Closes the service and the socket."""
+    """Serve until SIGTERM or Ctrl-C, and answer what was accepted. Closes the service and the socket."""
 
     def ready() -> None:
         host, port = sock.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         say(f"swsl: http://{shown}:{port}: {service.runner.info.reason}")
-
-    def closing() -> None:
-        service.closing = True
 
     config = uvicorn.Config(
         make_app(service, max_bytes=max_bytes),
@@ -88,7 +88,7 @@ def run_server(service: Service, sock: socket.socket, *, max_bytes: int) -> None
         lifespan="off",
     )
     try:
-        _Server(config, ready, closing).run([sock])
+        _Server(config, ready, service.shut).run([sock])
     finally:
         sock.close()
         service.close()

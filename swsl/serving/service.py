@@ -6,7 +6,7 @@ import asyncio
 import os
 import queue
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -23,6 +23,9 @@ from .metrics import Metrics
 
 T = TypeVar("T")
 
+BODY_SECONDS = 60.0
+"""In which a request has to have come."""
+
 
 class Service:
     """What the routes of the server share.
@@ -30,7 +33,8 @@ class Service:
     Args:
         path: the frozen module.
         runner: of it; closed with the service.
-        max_batch, max_wait, max_queue: as `DynamicBatcher`; max_wait in seconds.
+        max_wait: as `DynamicBatcher`, in seconds.
+        max_queue: as `DynamicBatcher`, and the images of one request at most.
     """
 
     def __init__(
@@ -38,7 +42,6 @@ class Service:
         path: str | os.PathLike[str],
         runner: AnyRunner,
         *,
-        max_batch: int = 0,
         max_wait: float = 0.002,
         max_queue: int = 256,
     ) -> None:
@@ -49,7 +52,6 @@ class Service:
         self.closing = False
         self._batcher = DynamicBatcher(
             runner,
-            max_batch=max_batch,
             max_wait=max_wait,
             max_queue=max_queue,
             outputs=("logits", "embedding"),
@@ -57,17 +59,49 @@ class Service:
         self._explainer = Explainer(path, runner)
         self._explaining = ThreadPoolExecutor(1, "swsl explaining")
         self._to_explain = 0
+        self._reading: set[asyncio.Task[Any]] = set()
 
     @property
     def ready(self) -> bool:
         return not self.closing and not self._batcher.failed
 
-    def check_open(self) -> None:
-        """Raises Refused where images would be accepted that nobody computes."""
+    async def read(self, body: Coroutine[Any, Any, T]) -> T:
+        """What ``body`` returns, on the loop that calls `shut`.
+
+        Raises:
+            Refused: it is too long in coming, or the server is closing, or has failed.
+        """
+        if not self.ready:
+            body.close()
+            raise self._not_ready(unread=True)
+        task = asyncio.ensure_future(body)
+        timer = asyncio.get_running_loop().call_later(BODY_SECONDS, task.cancel)
+        self._reading.add(task)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if self.closing:
+                raise self._not_ready(unread=True) from None
+            if asyncio.get_running_loop().time() >= timer.when():
+                words = f"body: has not come within {BODY_SECONDS:.0f} seconds"
+                raise Refused(408, words, headers={"Connection": "close"}) from None
+            raise
+        finally:
+            timer.cancel()
+            task.cancel()
+            self._reading.discard(task)
+
+    def shut(self) -> None:
+        """From now on nothing is accepted, no request either of which a part has come."""
+        self.closing = True
+        for task in self._reading:
+            task.cancel()
+
+    def _not_ready(self, unread: bool = False) -> Refused:
         if self.closing:
-            raise Refused(503, "the server is closing", headers={"Connection": "close", "Retry-After": "1"})
-        if self._batcher.failed:
-            raise Refused(503, "the runner has failed; start the server again")
+            headers = {"Connection": "close", "Retry-After": "1"}
+            return Refused(503, "the server is closing", headers=headers, unread=unread)
+        return Refused(503, "the runner has failed; start the server again", unread=unread)
 
     async def answer(self, request: Request, images: Sequence[Fetched]) -> list[Result | ImageError]:
         """An answer for each image, while the client waits for it.
@@ -76,7 +110,8 @@ class Service:
             Refused: the queue is full.
             ClientDisconnect: nobody waits any more; what is not under way yet is not computed.
         """
-        self.check_open()
+        if not self.ready:
+            raise self._not_ready()
         futures: list[Future[Result]] = []
         try:
             for image in images:
@@ -86,10 +121,20 @@ class Service:
                 future.cancel()
             raise self._full() from None
         answers = asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
-        found: list[Any] = await _while_there(request, answers)
-        for each in found:
-            if not isinstance(each, (Result, ImageError)):
-                raise each
+        found: list[Result | BaseException] = await _while_there(request, answers)
+        return [self._checked(each, image) for each, image in zip(found, images, strict=True)]
+
+    def _checked(self, found: Result | BaseException, image: Fetched) -> Result | ImageError:
+        if isinstance(found, ImageError):
+            return found
+        if isinstance(found, BaseException):
+            raise found
+        assert found.logits is not None
+        if not found.logits.isfinite().all():
+            dtype = self.runner.info.dtype
+            return ImageError(
+                f"{image.name}: the logits are not all finite (dtype {dtype}); serve with float32"
+            )
         return found
 
     async def explain(self, request: Request, image: Fetched, top_k: int) -> dict[str, Any]:
@@ -124,11 +169,7 @@ class Service:
         future = self._batcher.submit(image, wait=False)
         begun = time.perf_counter()
 
-        def count(done: Future[Result]) -> None:
-            if not done.cancelled():
-                self.metrics.image(None if done.exception() else done.result(), time.perf_counter() - begun)
-
-        future.add_done_callback(count)
+        future.add_done_callback(lambda done: self.metrics.image(done, time.perf_counter() - begun))
         return future
 
     def close(self) -> None:

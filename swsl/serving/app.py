@@ -195,8 +195,8 @@ class _Early(JSONResponse):
         await super().__call__(scope, receive, sent)
 
 
-async def _refused(_: Request, error: Any) -> Response:
-    kind = _Early if error.unread else JSONResponse
+async def _refused(request: Request, error: Any) -> Response:
+    kind = JSONResponse if getattr(request.state, "read", False) else _Early
     return kind({"error": str(error)}, error.status, error.headers)
 
 

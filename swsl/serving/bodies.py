@@ -17,20 +17,20 @@ from starlette.types import Receive
 
 from ..image import Fetched
 
+LINGER_SECONDS = 5.0
+"""For which what still comes of a refused request is read, and dropped."""
+
 
 class Refused(Exception):  # noqa: N818
     """A request that gets no answer but this status and these words.
 
     Args:
         headers: of the response.
-        unread: whether the request's body has not come to its end.
     """
 
-    def __init__(
-        self, status: int, words: str, *, headers: dict[str, str] | None = None, unread: bool = False
-    ) -> None:
+    def __init__(self, status: int, words: str, *, headers: dict[str, str] | None = None) -> None:
         super().__init__(words)
-        self.status, self.unread = status, unread
+        self.status = status
         self.headers = headers or {}
 
 
@@ -69,7 +69,7 @@ async def read_images(request: Request, max_bytes: int, most: int) -> tuple[list
 
 
 async def _chunks(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
-    too_large = Refused(413, f"body: expected at most {max_bytes} bytes", unread=True)
+    too_large = Refused(413, f"body: expected at most {max_bytes} bytes")
     if int(request.headers.get("content-length", 0)) > max_bytes:
         raise too_large
     size = 0
@@ -78,6 +78,7 @@ async def _chunks(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
         if size > max_bytes:
             raise too_large
         yield chunk
+    request.state.read = True
 
 
 async def _form(request: Request, max_bytes: int, most: int) -> list[Fetched]:
@@ -88,7 +89,7 @@ async def _form(request: Request, max_bytes: int, most: int) -> list[Fetched]:
     except (MultiPartException, KeyError, ValueError) as error:
         words = getattr(error, "message", str(error))
         status = 413 if words.startswith("Too many") else 400
-        raise Refused(status, f"body: no multipart/form-data: {words}", unread=True) from error
+        raise Refused(status, f"body: no multipart/form-data: {words}") from error
     images = []
     for name, value in form.multi_items():
         if not isinstance(value, UploadFile):
@@ -122,11 +123,11 @@ def _decoded(item: object, number: int) -> bytes:
 
 
 async def drained(receive: Receive) -> None:
-    """Returns once the body has come to its end, its client has left, or it has had a few seconds for that."""
+    """Returns once the body has come to its end, its client has left, or it has had `LINGER_SECONDS`."""
 
     async def read() -> None:
         while (message := await receive())["type"] != "http.disconnect" and message.get("more_body"):
             pass
 
     with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(read(), 5.0)
+        await asyncio.wait_for(read(), LINGER_SECONDS)

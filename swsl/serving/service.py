@@ -73,7 +73,7 @@ class Service:
         """
         if not self.ready:
             body.close()
-            raise self._not_ready(unread=True)
+            raise self._not_ready()
         task = asyncio.ensure_future(body)
         timer = asyncio.get_running_loop().call_later(BODY_SECONDS, task.cancel)
         self._reading.add(task)
@@ -81,10 +81,10 @@ class Service:
             return await task
         except asyncio.CancelledError:
             if self.closing:
-                raise self._not_ready(unread=True) from None
+                raise self._not_ready() from None
             if asyncio.get_running_loop().time() >= timer.when():
                 words = f"body: has not come within {BODY_SECONDS:.0f} seconds"
-                raise Refused(408, words, headers={"Connection": "close"}) from None
+                raise Refused(408, words) from None
             raise
         finally:
             timer.cancel()
@@ -97,11 +97,10 @@ class Service:
         for task in self._reading:
             task.cancel()
 
-    def _not_ready(self, unread: bool = False) -> Refused:
+    def _not_ready(self) -> Refused:
         if self.closing:
-            headers = {"Connection": "close", "Retry-After": "1"}
-            return Refused(503, "the server is closing", headers=headers, unread=unread)
-        return Refused(503, "the runner has failed; start the server again", unread=unread)
+            return Refused(503, "the server is closing", headers={"Retry-After": "1"})
+        return Refused(503, "the runner has failed; start the server again")
 
     async def answer(self, request: Request, images: Sequence[Fetched]) -> list[Result | ImageError]:
         """An answer for each image, while the client waits for it.

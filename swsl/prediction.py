@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -21,6 +21,17 @@ class Prediction:
     probability: float
 
 
+class Spent(NamedTuple):
+    """What an image has taken, in seconds of work: waiting, for a core too, is not counted."""
+
+    decode: float
+    """Decoding and preprocessing."""
+    forward: float
+    """The forward pass that it shared."""
+    batch: int
+    """With so many images, itself among them; 0 of an image that could not be used."""
+
+
 @dataclass(frozen=True)
 class Result:
     """What became of one image: what was asked for, or the error that says why it is not there."""
@@ -32,6 +43,8 @@ class Result:
     """The pooled features, 2048 float32 numbers on the CPU."""
     logits: Tensor | None = None
     """Float32, one a class, on the CPU."""
+    spent: Spent | None = field(default=None, compare=False, repr=False)
+    """None of an image that never came to be decoded."""
 
 
 def top_predictions(logits: Tensor, labels: Sequence[str], top_k: int) -> list[list[Prediction]]:

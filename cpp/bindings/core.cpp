@@ -51,9 +51,9 @@ std::vector<PredictionTuple> tuples(const std::vector<swsl::Prediction>& predict
 // A stream and what its images point to.
 class Stream {
  public:
-  // Predictions, embedding, logits and error.
-  using Answer =
-      std::tuple<std::vector<PredictionTuple>, std::optional<Floats>, std::optional<Floats>, std::string>;
+  // Predictions, embedding, logits, error, and of what was spent decode, forward and batch.
+  using Answer = std::tuple<std::vector<PredictionTuple>, std::optional<Floats>, std::optional<Floats>,
+                            std::string, std::tuple<double, double, int>>;
 
   Stream(const swsl::Runner& runner, const swsl::StreamOptions& options)
       : stream_(std::make_unique<swsl::Stream>(runner, options)) {}
@@ -88,14 +88,18 @@ class Stream {
     while (!wait_a_little())
       if (PyErr_CheckSignals() != 0) throw py::error_already_set();
     std::optional<swsl::Result> result;
+    swsl::Spent spent;
     {
       const py::gil_scoped_release no_gil;
-      result = stream_->pop();
+      result = stream_->pop(&spent);
     }
     if (!result) return {};
     sources_.pop_front();
-    return Answer{tuples(result->predictions), row_of(result->embedding), row_of(result->logits),
-                  swsl::detail::as_utf8(result->error)};
+    return Answer{tuples(result->predictions),
+                  row_of(result->embedding),
+                  row_of(result->logits),
+                  swsl::detail::as_utf8(result->error),
+                  {spent.decode, spent.forward, spent.batch}};
   }
 
  private:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ..formats.fingerprint import fingerprint
 from ..image import MAX_PIXELS, ImageError, ImageSource, several
-from ..prediction import Output, Result, top_predictions
+from ..prediction import Output, Result, Spent, top_predictions
 from ..preprocess import PreprocessSpec, preprocess, preprocess_batch
 from ..resnext import ResNeXt
 from ..timm_form import labels_or_numbers, spec_of
@@ -193,7 +194,7 @@ class EagerRunner(AnyRunner):
         # prepare the next, unless it would have to be waited for.
         ahead = 1 if max_wait is None else 0
         pool = ThreadPoolExecutor(workers or torch.get_num_threads(), "swsl workers")
-        under_way: deque[list[tuple[ImageSource, Future[Tensor | Exception]]]] = deque()
+        under_way: deque[list[tuple[ImageSource, Future[tuple[Tensor | Exception, float]]]]] = deque()
         try:
             for chunk in chunks(sources, batch_size, max_wait):
                 under_way.append([(source, pool.submit(self._try_preprocess, source)) for source in chunk])
@@ -207,36 +208,43 @@ class EagerRunner(AnyRunner):
     def _answer(
         self,
         model: Any,
-        chunk: Sequence[tuple[ImageSource, Future[Tensor | Exception]]],
+        chunk: Sequence[tuple[ImageSource, Future[tuple[Tensor | Exception, float]]]],
         top_k: int,
         outputs: Sequence[Output],
     ) -> Generator[Result, None, None]:
-        prepared = [(source, future.result()) for source, future in chunk]
-        good = [tensor for _, tensor in prepared if isinstance(tensor, Tensor)]
+        prepared = [(source, *future.result()) for source, future in chunk]
+        good = [tensor for _, tensor, _ in prepared if isinstance(tensor, Tensor)]
+        begun = time.perf_counter()
         rows = self._compute(model, torch.stack(good), outputs) if good else {}
         rows = {name: tensor.cpu() for name, tensor in rows.items()}
+        forward = time.perf_counter() - begun
         predictions = []
         if good and "predictions" in outputs:
             predictions = top_predictions(rows["logits"], self.labels, top_k)
         place = -1
-        for source, tensor in prepared:
+        for source, tensor, decode in prepared:
             if isinstance(tensor, Exception):
-                yield Result(source, error=tensor)
+                yield Result(source, error=tensor, spent=Spent(decode, 0.0, 0))
                 continue
             place += 1
+            spent = Spent(decode, forward, len(good))
             if predictions and not rows["logits"][place].isfinite().all():
                 name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "image"
                 error = ImageError(
                     f"{name}: the logits are not all finite (dtype {self.info.dtype} on {self.device})"
                 )
-                yield Result(source, error=error)
+                yield Result(source, error=error, spent=spent)
                 continue
             # A copy of the row, which does not keep those of the whole batch.
             own: dict[str, Any] = {name: rows[name][place].clone() for name in outputs if name in rows}
-            yield Result(source, predictions[place] if predictions else [], **own)
+            yield Result(source, predictions[place] if predictions else [], spent=spent, **own)
 
-    def _try_preprocess(self, source: ImageSource) -> Tensor | Exception:
+    def _try_preprocess(self, source: ImageSource) -> tuple[Tensor | Exception, float]:
+        """And the seconds that it took."""
+        begun = time.perf_counter()
+        made: Tensor | Exception
         try:
-            return preprocess(source, self.spec, **self._decoding)
+            made = preprocess(source, self.spec, **self._decoding)
         except Exception as error:  # what a source's own methods may raise has no bounds
-            return error
+            made = error
+        return made, time.perf_counter() - begun

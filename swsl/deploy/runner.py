@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..image import MAX_PIXELS, ImageError, ImageSource, UnsupportedFormat, several
-from ..prediction import Output, Prediction, Result
+from ..prediction import Output, Prediction, Result, Spent
 from ..preprocess import PreprocessSpec
 from .checks import check_frozen_path, check_types, known_options
 from .export import ModelError, made_anew
@@ -312,11 +312,13 @@ def _is_due(under_way: deque[tuple[ImageSource, Exception | None]], stream: Any)
 
 
 def _pop(stream: Any, source: ImageSource) -> Result:
-    predictions, *rows, error = stream.pop()
+    predictions, *rows, error, spent = stream.pop()
     if error:
-        return Result(source, error=ImageError(error))
+        return Result(source, error=ImageError(error), spent=Spent(*spent))
     embedding, logits = (None if row is None else as_tensor(row) for row in rows)
-    return Result(source, [Prediction(*p) for p in predictions], embedding=embedding, logits=logits)
+    return Result(
+        source, [Prediction(*p) for p in predictions], embedding=embedding, logits=logits, spent=Spent(*spent)
+    )
 
 
 __all__: Sequence[str] = [

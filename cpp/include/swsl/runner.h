@@ -100,6 +100,13 @@ struct Result {
   bool ok() const { return error.empty(); }
 };
 
+// What an image has taken, in seconds of work: waiting, for a core too, is not counted.
+struct Spent {
+  double decode = 0;   // decoding and preprocessing; in nvJPEG's place what the CPU did
+  double forward = 0;  // the forward pass that it shared
+  int batch = 0;       // with so many images, itself among them; 0 of an image that could not be used
+};
+
 // One row per image. The row of an image that could not be used is NaN, and errors[row] says why; ""
 // elsewhere.
 struct BatchResult {

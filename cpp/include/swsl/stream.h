@@ -75,8 +75,8 @@ class SWSL_API Stream {
   // No more images: the last batch is computed at once, full or not.
   void finish();
 
-  // Waits for the next result; nothing after the last one.
-  std::optional<Result> pop();
+  // Waits for the next result; nothing after the last one. `spent`, if not null, gets what it has taken.
+  std::optional<Result> pop(Spent* spent = nullptr);
 
   // Whether `pop` would return, or throw, at once: waits at most so long for that.
   bool wait_for(std::chrono::milliseconds time) const;

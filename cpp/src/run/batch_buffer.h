@@ -17,6 +17,12 @@ namespace swsl {
 
 class Nvjpeg;
 
+// What is wrong with an image that was to be prepared, "" if nothing is, and the seconds of work.
+struct Prepared {
+  std::string error;
+  double seconds = 0;
+};
+
 class BatchBuffer {
  public:
   virtual ~BatchBuffer() = default;

@@ -45,7 +45,7 @@ void Pipeline::push(ImageSource image) {
     if (finished_) throw std::invalid_argument("push: the stream's end was declared by finish");
     room_.wait(lock, [this] { return pushed_ - popped_ < capacity() || error_; });
     if (pushed_ - popped_ == capacity()) std::rethrow_exception(error_);  // there will be no room
-    items_[pushed_ % capacity()] = {std::move(image), {}, {}};
+    items_[pushed_ % capacity()] = {std::move(image), {}, {}, {}};
     ++pushed_;
     last_push_ = Clock::now();
   }
@@ -108,7 +108,9 @@ void Pipeline::prepare_images() {
       const std::size_t place = mine.count++;
       Item& item = items_[taken_++ % capacity()];
       lock.unlock();
-      item.error = options_.prepare(*mine.buffer, item.image, place);
+      auto prepared = options_.prepare(*mine.buffer, item.image, place);
+      item.error = std::move(prepared.error);
+      item.spent.decode = prepared.seconds;
       lock.lock();
       ++mine.prepared;
       if (mine.prepared == mine.count && next_starts_at()) batch_ready_.notify_one();
@@ -177,9 +179,14 @@ void Pipeline::compute_batch(const Batch& batch) {
   if (good.empty()) return;
   const auto columns = static_cast<std::size_t>(options_.columns);
   std::vector<float> rows(good.size() * columns);
-  batch.buffer->take(places, [&](const swsl::Batch& images) { options_.compute(images, rows.data()); });
-  for (std::size_t i = 0; i < good.size(); ++i)
+  double seconds = 0;
+  batch.buffer->take(places,
+                     [&](const swsl::Batch& images) { seconds = options_.compute(images, rows.data()); });
+  for (std::size_t i = 0; i < good.size(); ++i) {
+    good[i]->spent.forward = seconds;
+    good[i]->spent.batch = static_cast<int>(good.size());
     good[i]->row.assign(rows.begin() + i * columns, rows.begin() + (i + 1) * columns);
+  }
 }
 
 }  // namespace swsl

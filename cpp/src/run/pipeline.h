@@ -31,11 +31,12 @@ struct PipelineOptions {
   std::optional<std::chrono::microseconds> max_wait;  // as StreamOptions
 
   std::function<std::unique_ptr<BatchBuffer>()> make_buffer;  // for batch_size images
-  // Brings the image into the buffer, at `place`; returns what is wrong with it, "" if nothing is.
-  std::function<std::string(BatchBuffer& buffer, const ImageSource& image, std::size_t place)> prepare;
-  // A batch of prepared images to one row of `columns` for each. Called by `at_once` threads.
+  // Brings the image into the buffer, at `place`.
+  std::function<Prepared(BatchBuffer& buffer, const ImageSource& image, std::size_t place)> prepare;
+  // A batch of prepared images to one row of `columns` for each; returns the seconds of it. Called by
+  // `at_once` threads.
   int columns = 0;
-  std::function<void(const Batch& batch, float* rows)> compute;
+  std::function<double(const Batch& batch, float* rows)> compute;
 };
 
 class Pipeline {
@@ -43,6 +44,7 @@ class Pipeline {
   struct Item {
     ImageSource image;
     std::string error;
+    Spent spent;
     std::vector<float> row;  // of what `compute` made; empty where there is an error
   };
 

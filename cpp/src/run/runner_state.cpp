@@ -1,9 +1,11 @@
 #include "run/runner_state.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <optional>
 #include <stdexcept>
 #include <utility>
 
@@ -13,6 +15,12 @@
 
 namespace swsl {
 namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point begun) {
+  return std::chrono::duration<double>(Clock::now() - begun).count();
+}
 
 int core_count(const RunnerOptions& options) { return options.cores ? options.cores : available_cores(); }
 int thread_count(const RunnerOptions& options) {
@@ -174,30 +182,38 @@ std::string Runner::State::preprocess(const ImageSource& source, float* output,
   return with_pixels(source, when_read, [&](const ImageView& pixels) { preprocessor(pixels, output); });
 }
 
-std::string Runner::State::prepare(BatchBuffer& buffer, const ImageSource& image, std::size_t place) {
+Prepared Runner::State::prepare(BatchBuffer& buffer, const ImageSource& image, std::size_t place) {
   CoreBudget::Hold core;
-  return buffer.prepare(image, place, [&] { core = cores.for_image(); });
+  std::optional<Clock::time_point> begun;  // never of a file that cannot be read
+  auto error = buffer.prepare(image, place, [&] {
+    core = cores.for_image();
+    begun = Clock::now();
+  });
+  return {std::move(error), begun ? seconds_since(*begun) : 0};
 }
 
-void Runner::State::compute(const Batch& batch, float* logits, float* features) {
+double Runner::State::compute(const Batch& batch, float* logits, float* features) {
   const auto held = cores.for_forward(info.threads);
+  const auto begun = Clock::now();
   engine->run(batch, logits, features);
+  return seconds_since(begun);
 }
 
 int Runner::State::columns(const Wanted& wanted) const {
   return (wanted.of_logits() ? info.classes : 0) + (wanted.embedding ? info.features : 0);
 }
 
-void Runner::State::compute(const Batch& batch, const Wanted& wanted, float* rows) {
+double Runner::State::compute(const Batch& batch, const Wanted& wanted, float* rows) {
   if (!wanted.embedding) return compute(batch, rows, nullptr);
   if (!wanted.of_logits()) return compute(batch, nullptr, rows);
   const auto count = static_cast<std::size_t>(batch.shape[0]);
   Floats logits(count * info.classes), features(count * info.features);
-  compute(batch, logits.data(), features.data());
+  const double seconds = compute(batch, logits.data(), features.data());
   for (std::size_t i = 0; i < count; ++i) {
     rows = std::copy_n(logits.data() + i * info.classes, info.classes, rows);
     rows = std::copy_n(features.data() + i * info.features, info.features, rows);
   }
+  return seconds;
 }
 
 Result Runner::State::result(const ImageSource& image, std::string error, std::span<const float> row,
@@ -258,8 +274,9 @@ BatchResult Runner::State::run(std::span<const ImageSource> images, std::vector<
   std::vector<float> rows;
   for (std::size_t begin = 0; begin < images.size(); begin += batch_size) {
     const std::size_t count = std::min<std::size_t>(batch_size, images.size() - begin);
-    workers.for_each(
-        count, [&](std::size_t i) { result.errors[begin + i] = prepare(buffer, images[begin + i], i); });
+    workers.for_each(count, [&](std::size_t i) {
+      result.errors[begin + i] = prepare(buffer, images[begin + i], i).error;
+    });
     std::vector<std::size_t> good;
     for (std::size_t i = 0; i < count; ++i)
       if (result.errors[begin + i].empty()) good.push_back(i);

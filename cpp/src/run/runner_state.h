@@ -80,13 +80,14 @@ struct Runner::State {
                          const std::function<void()>& when_read = {});
 
   // As BatchBuffer::prepare, on one of the cores; and Engine::run, on as many as it has threads.
-  std::string prepare(BatchBuffer& buffer, const ImageSource& image, std::size_t place);
-  void compute(const Batch& batch, float* logits, float* features);
+  // Either tells its seconds on them.
+  Prepared prepare(BatchBuffer& buffer, const ImageSource& image, std::size_t place);
+  double compute(const Batch& batch, float* logits, float* features);
 
   // Likewise what an answer is made of: for each image one row, of logits, of features or of both in this
   // order. And the answer made of it.
   int columns(const Wanted& wanted) const;
-  void compute(const Batch& batch, const Wanted& wanted, float* rows);
+  double compute(const Batch& batch, const Wanted& wanted, float* rows);
   Result result(const ImageSource& image, std::string error, std::span<const float> row,
                 const Wanted& wanted) const;
 

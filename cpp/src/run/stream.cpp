@@ -42,7 +42,7 @@ Stream::Stream(const Runner& runner, const StreamOptions& options)
   const Wanted wanted(options.outputs, options.top_k);
   pipeline.columns = state.columns(wanted);
   pipeline.compute = [&state, wanted](const Batch& batch, float* rows) {
-    state.compute(batch, wanted, rows);
+    return state.compute(batch, wanted, rows);
   };
   pipeline_ = std::make_unique<Pipeline>(std::move(pipeline));
 }
@@ -63,9 +63,10 @@ void Stream::push(ImageSource image) { pipeline().push(std::move(image)); }
 void Stream::finish() { pipeline().finish(); }
 bool Stream::wait_for(std::chrono::milliseconds time) const { return pipeline().wait_for(time); }
 
-std::optional<Result> Stream::pop() {
+std::optional<Result> Stream::pop(Spent* spent) {
   auto item = pipeline().pop();
   if (!item) return {};
+  if (spent) *spent = item->spent;
   return runner_->result(item->image, std::move(item->error), item->row, {options_.outputs, options_.top_k});
 }
 

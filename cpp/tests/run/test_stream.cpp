@@ -43,9 +43,10 @@ swsl::FloatBuffer::Write number_writer(int bad) {
 
 float first_of(const swsl::Batch& batch) { return *static_cast<const float*>(batch.data); }
 
-void twice(const swsl::Batch& batch, float* rows) {
+double twice(const swsl::Batch& batch, float* rows) {
   for (std::int64_t i = 0; i < batch.shape[0]; ++i)
     rows[i] = 2 * static_cast<const float*>(batch.data)[i * batch.strides[0]];
+  return static_cast<double>(batch.shape[0]);
 }
 
 PipelineOptions numbers(int batch_size, int workers, int bad = 1 << 30, int at_once = 1) {
@@ -58,7 +59,7 @@ PipelineOptions numbers(int batch_size, int workers, int bad = 1 << 30, int at_o
     return std::make_unique<swsl::FloatBuffer>(1, 1, memory, number_writer(bad));
   };
   options.prepare = [](BatchBuffer& buffer, const ImageSource& image, std::size_t place) {
-    return buffer.prepare(image, place, {});
+    return swsl::Prepared{buffer.prepare(image, place, {}), static_cast<double>(place)};
   };
   options.columns = 1;
   options.compute = twice;
@@ -67,6 +68,8 @@ PipelineOptions numbers(int batch_size, int workers, int bad = 1 << 30, int at_o
 
 void check_number(const Pipeline::Item& item, int number, int bad) {
   CHECK_EQ(std::get<std::string>(item.image), std::to_string(number));
+  CHECK_EQ(item.spent.batch > 0, item.error.empty());
+  CHECK_EQ(item.spent.forward, static_cast<double>(item.spent.batch));
   if (number % bad == 0)
     CHECK_EQ(item.error, "bad " + std::to_string(number));
   else
@@ -131,7 +134,7 @@ TEST(only_good_images_are_computed_and_only_full_batches_before_the_end) {
   auto options = numbers(4, 3, 3);
   options.compute = [&](const swsl::Batch& batch, float* rows) {
     sizes.push_back(batch.shape[0]);
-    twice(batch, rows);
+    return twice(batch, rows);
   };
   Pipeline pipeline(options);
   for (const char* image : {"1", "2", "3", "4", "6", "9", "12", "15", "7"}) pipeline.push(image);
@@ -147,7 +150,7 @@ TEST(a_failed_engine_throws_after_the_results_before_it) {
       const auto first = first_of(batch);
       if (first == 5) throw std::runtime_error("out of memory");
       if (first == 3) std::this_thread::sleep_for(std::chrono::milliseconds(20));  // the failure comes sooner
-      twice(batch, rows);
+      return twice(batch, rows);
     };
     Pipeline pipeline(options);
     for (int i = 1; i <= 6; ++i) pipeline.push(std::to_string(i));
@@ -165,7 +168,7 @@ TEST(several_batches_are_computed_at_a_time) {
   auto options = numbers(2, 2, 1 << 30, 2);
   options.compute = [&](const swsl::Batch& batch, float* rows) {
     both.arrive_and_wait();
-    twice(batch, rows);
+    return twice(batch, rows);
   };
   Pipeline pipeline(options);
   for (int i = 1; i <= 4; ++i) pipeline.push(std::to_string(i));
@@ -175,7 +178,7 @@ TEST(several_batches_are_computed_at_a_time) {
 
 TEST(a_failed_worker_throws) {
   auto options = numbers(2, 2);
-  options.prepare = [](BatchBuffer&, const ImageSource&, std::size_t) -> std::string {
+  options.prepare = [](BatchBuffer&, const ImageSource&, std::size_t) -> swsl::Prepared {
     throw std::bad_alloc();
   };
   Pipeline pipeline(options);
@@ -330,7 +333,7 @@ TEST(small_batches_fill_no_more_buffers_than_there_are) {
   std::latch started(1), go_on(1);
   options.compute = [&](const swsl::Batch& batch, float* rows) {
     if (first_of(batch) == 1) started.count_down(), go_on.wait();
-    twice(batch, rows);
+    return twice(batch, rows);
   };
   Pipeline pipeline(options);
   pipeline.push("1");
@@ -346,7 +349,7 @@ TEST(batches_are_full_where_nothing_else_is_asked_for) {
   auto options = numbers(4, 2);
   options.compute = [&](const swsl::Batch& batch, float* rows) {
     smallest = std::min(smallest.load(), batch.shape[0]);
-    twice(batch, rows);
+    return twice(batch, rows);
   };
   Pipeline pipeline(options);
   for (int i = 1; i <= 8; ++i) {

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 # Each package imports those before it alone. "" is the top level, less its two doors.
-ORDER = ("system", "", "formats", "deploy", "bulk", "evaluation", "training", "cli")
+ORDER = ("system", "", "formats", "deploy", "bulk", "evaluation", "serving", "training", "cli")
 DOORS = ("__init__.py", "__main__.py")
 # Likewise of cpp/src, where each room includes those before it alone.
 CPP_ORDER = ("threads", "image", "resample", "model", "engine", "run", "libtorch")

@@ -17,7 +17,7 @@ from ..system.files import is_stdout, resolve_target
 from ..system.progress import say
 from ..system.torchrun import handed_over, is_first
 from ..version import __version__
-from . import demo, export, images, training
+from . import demo, export, images, serve, training
 from .arguments import positive
 from .completion import SHELLS, PrintCompletion
 from .wording import as_typed
@@ -171,6 +171,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     images.add_commands(commands)
     demo.add_command(commands)
+    serve.add_command(commands)
     training.add_commands(commands)
     for command in commands.choices.values():
         command.set_defaults(parser=command)

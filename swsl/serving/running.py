@@ -1,0 +1,94 @@
+"""The server's process: its socket, its signals, its end."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import uvicorn
+
+from ..system.progress import say
+from .app import make_app
+from .service import Service
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """A socket on which nobody listens yet; port 0 is any that is free.
+
+    Raises:
+        OSError: it cannot be had.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        raise OSError(f"port: {host}:{port} cannot be had: {error.strerror}") from error
+    return sock
+
+
+class _Server(uvicorn.Server):
+    """Says when it is ready, and takes SIGTERM and Ctrl-C as the wish to answer what was accepted and end."""
+
+    def __init__(
+        self, config: uvicorn.Config, ready: Callable[[], None], closing: Callable[[], None]
+    ) -> None:
+        super().__init__(config)
+        self._ready, self._closing = ready, closing
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        before: dict[signal.Signals, Any] = {}
+
+        def stop(_: int, __: object) -> None:
+            for each in before:  # a second one ends the process at once
+                signal.signal(each, signal.SIG_DFL)
+            self._closing()
+            self.should_exit = True
+
+        for each in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(each) != signal.SIG_IGN:
+                before[each] = signal.signal(each, stop)
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+
+def run_server(service: Service, sock: socket.socket, *, max_bytes: int) -> None:
+    """Serve until a signal asks for the end, and answer what was accepted. Closes the service and the socket."""
+
+    def ready() -> None:
+        host, port = sock.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        say(f"swsl: http://{shown}:{port}: {service.runner.info.reason}")
+
+    def closing() -> None:
+        service.closing = True
+
+    config = uvicorn.Config(
+        make_app(service, max_bytes=max_bytes),
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        lifespan="off",
+    )
+    try:
+        _Server(config, ready, closing).run([sock])
+    finally:
+        sock.close()
+        service.close()

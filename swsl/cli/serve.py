@@ -84,6 +84,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     sock = bound_socket(arguments.host, arguments.port)  # before the model is loaded
     with sock:
         service = Service(
+            arguments.module,
             _runner(arguments),
             max_batch=arguments.max_batch or 0,
             max_wait=arguments.max_wait_ms / 1000,

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from queue import SimpleQueue
+from queue import Full, SimpleQueue
 from typing import Any
 
 import torch
@@ -64,6 +64,7 @@ class DynamicBatcher:
         self._preparing = 0  # requests whose images are with the pool
         # Images as they were submitted, and as the runner gets them.
         self._waiting: SimpleQueue[tuple[ImageSource, ImageSource, Future[Result]] | None] = SimpleQueue()
+        self._max_queue = max_queue
         self._room = threading.BoundedSemaphore(max_queue)
         self._under_way: deque[tuple[ImageSource, Future[Result]]] = deque()
         self._lock = threading.Lock()
@@ -76,18 +77,23 @@ class DynamicBatcher:
         )
         self._thread.start()
 
-    def submit(self, image: ImageSource) -> Future[Result]:
+    def submit(self, image: ImageSource, *, wait: bool = True) -> Future[Result]:
         """The image's result, once it is computed; an `ImageError` comes out of its future. Until its batch is put together
-        a future can be cancelled. Waits while ``max_queue`` images wait for their turn.
+        a future can be cancelled.
+
+        Args:
+            wait: while ``max_queue`` images wait for their turn; else that is an error.
 
         Raises:
+            queue.Full: they do.
             RuntimeError: the batcher is closed, or of a process that this one was forked off.
         """
         if os.getpid() != self._process:
             raise RuntimeError(
                 "submit: this batcher was made before the process forked; make one in the process that uses it"
             )
-        self._room.acquire()
+        if not self._room.acquire(blocking=wait):
+            raise Full(f"submit: {self._max_queue} images wait for their turn")
         future: Future[Result] = Future()
         with self._lock:
             if self._over:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,22 @@ if TYPE_CHECKING:
 _MARGIN, _COLUMN, _GAP = 28, 224, 20
 
 
-def grad_cam(runner: EagerRunner, batch: Tensor, classes: Sequence[int]) -> Tensor:
+class Explainable(Protocol):
+    """A classifier in two parts, in PyTorch: a `ResNeXt`, or the `NetworkTable` of a frozen module."""
+
+    def forward_features(self, x: Tensor, /) -> Tensor:
+        """Images N×3×H×W to a map N×C×h×w."""
+
+    def forward_head(self, x: Tensor, /) -> Tensor:
+        """Such a map to logits N×classes, differentiably."""
+
+
+def grad_cam(model: Explainable, batch: Tensor, classes: Sequence[int]) -> Tensor:
     """How much each place of one image speaks for each class.
 
     Args:
-        runner: an eager model.
-        batch: a preprocessed image 1×3×H×W.
+        model: in evaluation mode.
+        batch: a preprocessed image 1×3×H×W, on the model's device.
         classes: class numbers.
 
     Returns:
@@ -35,15 +45,14 @@ def grad_cam(runner: EagerRunner, batch: Tensor, classes: Sequence[int]) -> Tens
     """
     if batch.ndim != 4 or batch.shape[0] != 1:
         raise ValueError(f"batch: expected one image, 1×3×H×W, got {tuple(batch.shape)}")
-    strangers = [number for number in classes if not 0 <= number < len(runner.labels)]
-    if strangers:
-        raise ValueError(f"classes: expected 0 to {len(runner.labels) - 1}, got {strangers[0]}")
-    model = runner.model
     with torch.no_grad():
-        features = model.forward_features(batch.to(runner.device))  # 1×2048×h×w
+        features = model.forward_features(batch)  # 1×2048×h×w
     features.requires_grad_(True)
     with torch.enable_grad():
         logits = model.forward_head(features)
+    strangers = [number for number in classes if not 0 <= number < logits.shape[1]]
+    if strangers:
+        raise ValueError(f"classes: expected 0 to {logits.shape[1] - 1}, got {strangers[0]}")
     maps = []
     for number in classes:
         (gradient,) = torch.autograd.grad(logits[0, number], features, retain_graph=True)
@@ -66,7 +75,7 @@ def explain(runner: EagerRunner, image: ImageSource, top_k: int = 3) -> tuple[Im
     photo = load_image(image)
     batch = runner.preprocess([photo])
     predictions = top_predictions(runner.forward(batch), runner.labels, top_k)[0]
-    maps = grad_cam(runner, batch, [prediction.index for prediction in predictions])
+    maps = grad_cam(runner.model, batch.to(runner.device), [prediction.index for prediction in predictions])
     crop = photo.resize(runner.spec.input_size[::-1], box=crop_box(photo, runner.spec, 1.0))
     return draw_explanation(crop, predictions, maps), predictions
 
@@ -99,7 +108,7 @@ def draw_explanation(crop: Image, predictions: Sequence[Prediction], maps: Tenso
         left = _MARGIN + column * (_COLUMN + _GAP)
         if column == 1:
             draw.text((left, _MARGIN - 4), "what speaks for", fill=MUTED, font=heading)
-        canvas.paste(_overlaid(shown, heat), (left, first))
+        canvas.paste(overlaid(shown, heat), (left, first))
         below = first + size[1] + 10
         draw.text((left, below), fit_text(prediction.label, _COLUMN - 70, text), fill=INK, font=text)
         draw.text(
@@ -109,7 +118,7 @@ def draw_explanation(crop: Image, predictions: Sequence[Prediction], maps: Tenso
     return canvas
 
 
-def _overlaid(photo: Image, heat: Tensor) -> Image:
+def overlaid(photo: Image, heat: Tensor) -> Image:
     """The photograph in grey under the heat: blue where little, yellow and red where much."""
     from PIL import Image
 

@@ -118,8 +118,37 @@ class NetworkTable:
         Raises:
             ModelError: an operator cannot be computed of what reaches it.
         """
-        values: dict[int, Tensor] = {0: batch}
-        for place, item in enumerate(self._operators):
+        values = self._run({0: batch}, len(self._operators))
+        return values[self._table["logits"]], values[self._table["features"]]
+
+    def forward_features(self, batch: Tensor) -> Tensor:
+        """The last map N×C×h×w before the classifier and its pool, as `ResNeXt.forward_features`.
+
+        Raises:
+            ModelError: there is no such map, or an operator cannot be computed of what reaches it.
+        """
+        last = self._last_map()
+        return self._run({0: batch}, last)[last]
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Logits N×classes of such maps, differentiable. Raises ModelError as `forward_features` does."""
+        values = self._run({self._last_map(): features}, len(self._operators))
+        return values[self._table["logits"]]
+
+    def _last_map(self) -> int:
+        """The number of the value that the pool and the classifier alone are computed of."""
+        operators = self._operators
+        value = next((item["inputs"][0] for item in operators if item["operator"] == "flatten"), 0)
+        while value and "pool" in operators[value - 1]["operator"]:
+            value = operators[value - 1]["inputs"][0]
+        if not value or any(number < value for item in operators[value:] for number in item["inputs"]):
+            raise ModelError(f"{self._name}: has no last map, one that only a pool and a classifier follow")
+        return value
+
+    def _run(self, values: dict[int, Tensor], end: int) -> dict[int, Tensor]:
+        """The operators after the newest of ``values`` up to number ``end``. What no later one needs is dropped."""
+        for place in range(max(values), end):
+            item = self._operators[place]
             inputs = [values[value] for value in item["inputs"]]
             try:
                 values[place + 1] = _compute(item, inputs, *self._weights[place])
@@ -128,7 +157,7 @@ class NetworkTable:
             for value in item["inputs"]:
                 if self._last_use[value] == place:
                     values.pop(value, None)
-        return values[self._table["logits"]], values[self._table["features"]]
+        return values
 
     def _failure(self, place: int, error: Exception) -> ModelError:
         return ModelError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.resources
 import math
 from collections.abc import Callable
@@ -15,13 +14,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from torch import Tensor
 
-from ..image import Fetched, ImageError
-from ..prediction import Result, top_predictions
+from ..image import ImageError
+from ..prediction import Result
 from ..version import __version__
 from .bodies import Refused, read_images
 from .service import Service
 
-_BYTES = "application/octet-stream"
 _BODY = {
     "requestBody": {
         "required": True,
@@ -84,6 +82,15 @@ def make_app(service: Service, *, max_bytes: int) -> FastAPI:
     async def embed(request: Request) -> Response:
         return await answer(request, lambda result: {"embedding": _tensor(result.embedding).tolist()})
 
+    @app.post("/explain", summary="What the model sees of one image, and where it looks", openapi_extra=_BODY)
+    async def explain(request: Request, top_k: Annotated[int, Query(ge=1, le=10)] = 3) -> Response:
+        service.check_open()
+        images, _ = await read_images(request, max_bytes, most=1)
+        try:
+            return JSONResponse(await service.explain(request, images[0], top_k))
+        except ImageError as error:
+            raise Refused(400, str(error)) from error
+
     @app.get("/health", summary="200 while images are accepted, else 503")
     async def health() -> Response:
         return JSONResponse({"status": "ok"}) if service.ready else _error(503, "closing or failed")
@@ -105,17 +112,16 @@ def make_app(service: Service, *, max_bytes: int) -> FastAPI:
 
 def _facts(service: Service) -> dict[str, Any]:
     runner = service.runner
-    metadata = getattr(runner, "metadata", {})
     engine = runner.info._asdict()
     for name, value in engine.items():
         if isinstance(value, float) and not math.isfinite(value):
             engine[name] = None
     return {
-        "variant": metadata.get("variant"),
-        "license": metadata.get("license"),
-        "versions": metadata.get("versions"),
-        "fingerprint": runner.fingerprint,
-        "preprocess": metadata.get("preprocess"),
+        "variant": service.metadata["variant"],
+        "license": service.metadata["license"],
+        "versions": service.metadata["versions"],
+        "fingerprint": service.metadata["fingerprint"],
+        "preprocess": service.metadata["preprocess"],
         "engine": engine,
         "labels": list(runner.labels),
     }
@@ -127,8 +133,7 @@ def _tensor(found: Tensor | None) -> Tensor:
 
 
 def _predictions(service: Service, result: Result, top_k: int) -> list[dict[str, Any]]:
-    found = top_predictions(_tensor(result.logits)[None], service.runner.labels, top_k)[0]
-    return [{"label": p.label, "index": p.index, "probability": p.probability} for p in found]
+    return [prediction.__dict__ for prediction in service.predictions(result, top_k)]
 
 
 def _error(status: int, words: str, headers: dict[str, str] | None = None) -> Response:
@@ -154,6 +159,3 @@ async def _nobody(_: Request, __: Exception) -> Response:
 
 async def _failed(_: Request, error: Exception) -> Response:
     return _error(500, f"{type(error).__name__}: {error}")
-
-
-_unused = Fetched, ctypes, _BYTES

@@ -3,34 +3,47 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
 from ..deploy.batching import DynamicBatcher
 from ..deploy.protocol import AnyRunner
+from ..formats.metadata import open_frozen
 from ..image import Fetched, ImageError
-from ..prediction import Result
+from ..prediction import Prediction, Result, top_predictions
 from .bodies import Refused
+from .explaining import Explainer
 from .metrics import Metrics
+
+T = TypeVar("T")
 
 
 class Service:
     """What the routes of the server share.
 
     Args:
-        runner: computes; closed with the service.
+        path: the frozen module.
+        runner: of it; closed with the service.
         max_batch, max_wait, max_queue: as `DynamicBatcher`; max_wait in seconds.
     """
 
     def __init__(
-        self, runner: AnyRunner, *, max_batch: int = 0, max_wait: float = 0.002, max_queue: int = 256
+        self,
+        path: str | os.PathLike[str],
+        runner: AnyRunner,
+        *,
+        max_batch: int = 0,
+        max_wait: float = 0.002,
+        max_queue: int = 256,
     ) -> None:
         self.runner = runner
+        self.metadata: dict[str, Any] = open_frozen(path)[0]
         self.metrics = Metrics()
         self.max_queue = max_queue
         self.closing = False
@@ -41,6 +54,9 @@ class Service:
             max_queue=max_queue,
             outputs=("logits", "embedding"),
         )
+        self._explainer = Explainer(path, runner)
+        self._explaining = ThreadPoolExecutor(1, "swsl explaining")
+        self._to_explain = 0
 
     @property
     def ready(self) -> bool:
@@ -68,29 +84,44 @@ class Service:
         except queue.Full:
             for future in futures:
                 future.cancel()
-            raise Refused(
-                503,
-                f"the queue is full: {self.max_queue} images wait for their turn",
-                headers={"Retry-After": "1"},
-            ) from None
+            raise self._full() from None
         answers = asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
-        gone = asyncio.ensure_future(_gone(request))
-        try:
-            await asyncio.wait((answers, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not answers.done():
-                raise ClientDisconnect
-        finally:
-            gone.cancel()
-            if not answers.done():
-                answers.cancel()
-        found: list[Any] = answers.result()
+        found: list[Any] = await _while_there(request, answers)
         for each in found:
             if not isinstance(each, (Result, ImageError)):
                 raise each
         return found
 
+    async def explain(self, request: Request, image: Fetched, top_k: int) -> dict[str, Any]:
+        """What `Explainer` shows of the classes that the runner finds likeliest.
+
+        Raises:
+            ImageError: the image cannot be used.
+            Refused, ClientDisconnect: as `answer`.
+        """
+        if self._to_explain >= self.max_queue:
+            raise self._full()
+        self._to_explain += 1
+        try:
+            (result,) = await self.answer(request, [image])
+            if isinstance(result, ImageError):
+                raise result
+            run = asyncio.get_running_loop().run_in_executor
+            shown = run(self._explaining, self._explainer.explain, image, self.predictions(result, top_k))
+            return await _while_there(request, shown)
+        finally:
+            self._to_explain -= 1
+
+    def predictions(self, result: Result, top_k: int) -> list[Prediction]:
+        assert result.logits is not None
+        return top_predictions(result.logits[None], self.runner.labels, top_k)[0]
+
+    def _full(self) -> Refused:
+        words = f"the queue is full: {self.max_queue} images wait for their turn; come again"
+        return Refused(503, words, headers={"Retry-After": "1"})
+
     def _submit(self, image: Fetched) -> Future[Result]:
-        future = self._batcher.submit(image)
+        future = self._batcher.submit(image, wait=False)
         begun = time.perf_counter()
 
         def count(done: Future[Result]) -> None:
@@ -104,10 +135,23 @@ class Service:
         """What was accepted is computed first."""
         self.closing = True
         self._batcher.close()
+        self._explaining.shutdown()
         self.runner.close()
 
 
+async def _while_there(request: Request, answer: asyncio.Future[T]) -> T:
+    """The answer, which is cancelled if the client leaves before it, of a request whose body has been read."""
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise ClientDisconnect
+        return answer.result()
+    finally:
+        gone.cancel()
+        answer.cancel()
+
+
 async def _gone(request: Request) -> None:
-    """Returns once the client has left, of a request whose body has been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

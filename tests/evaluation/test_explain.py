@@ -29,7 +29,7 @@ def test_the_maps_are_the_classifiers_weights_over_the_last_stage(runner: EagerR
     """With average pooling and one linear layer, Grad-CAM is CAM (Selvaraju et al., section 3.1)."""
     batch = runner.preprocess([photo])
     classes = runner.forward(batch)[0].topk(2).indices
-    found = grad_cam(runner, batch, classes.tolist())
+    found = grad_cam(runner.model, batch, classes.tolist())
     with torch.inference_mode():
         features = runner.model.forward_features(batch)[0]  # 2048×3×4
         expected = torch.einsum("kc,chw->khw", runner.model.fc.weight[classes], features).relu()
@@ -42,9 +42,9 @@ def test_the_maps_are_the_classifiers_weights_over_the_last_stage(runner: EagerR
 
 def test_arguments_are_checked(runner: EagerRunner) -> None:
     with pytest.raises(ValueError, match="expected one image"):
-        grad_cam(runner, torch.zeros(2, 3, 96, 128), [0])
+        grad_cam(runner.model, torch.zeros(2, 3, 96, 128), [0])
     with pytest.raises(ValueError, match="classes: expected 0 to 9, got 10"):
-        grad_cam(runner, torch.zeros(1, 3, 96, 128), [10])
+        grad_cam(runner.model, torch.zeros(1, 3, 96, 128), [10])
 
 
 def test_heat_is_red_where_a_class_is_seen() -> None:

@@ -154,6 +154,45 @@ def test_what_goes_wrong_is_shown_in_the_servers_words(
     assert not page.told("Runtime.exceptionThrown")
 
 
+def test_a_pasted_photograph_and_the_newest_of_several(page: Browser, photo: Path, tmp_path: Path) -> None:
+    whole = base64.b64encode(photo.read_bytes()).decode()
+    page.value(f"""
+        const data = new DataTransfer();
+        data.items.add(new File([Uint8Array.from(atob("{whole}"), (c) => c.charCodeAt(0))], "pasted.jpg"));
+        dispatchEvent(new ClipboardEvent("paste", {{ clipboardData: data }}));
+    """)
+    wait_for_maps(page)
+    assert text(page, "#status") == ["pasted.jpg"]
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"")
+    page.drop(bad)
+    page.drop(photo)
+    wait_for_maps(page)
+    assert text(page, "#status") == [photo.name]
+    assert len(text(page, "#bars li")) == 5
+    assert len(text(page, "#maps figure")) == 3
+    assert not page.told("Runtime.exceptionThrown")
+
+
+def test_a_network_without_maps_says_why(page: Browser, photo: Path) -> None:
+    page.value("""
+        const original = fetch;
+        fetch = async (path, options) => {
+            const response = await original(path, options);
+            if (path != "explain") return response;
+            const { crop, predictions } = await response.json();
+            for (const each of predictions) delete each.overlay;
+            return Response.json({ crop, predictions, no_overlay: "it has no <b>features</b>" });
+        };
+    """)
+    page.choose("#file", photo)
+    wait_for_maps(page)
+    assert text(page, "#maps > div") == ["it has no <b>features</b>"]
+    assert pictures(page, "#photo")
+    assert pictures(page, "#maps img") == []
+    assert complaints(page) == []
+
+
 def test_it_fits_a_phone_has_two_themes_and_needs_no_mouse(page: Browser, photo: Path) -> None:
     page.press("Tab")
     assert page.value("document.activeElement.id") == "file"

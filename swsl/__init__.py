@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .deploy.export import export_model
     from .deploy.native import build_info
     from .deploy.runner import Runner, cmake_prefix_path
+    from .deploy.triton_repository import export_triton
     from .formats.metadata import ModelError
     from .formats.onnx_graph import export_onnx
     from .formats.timm_folder import export_timm
@@ -45,6 +46,7 @@ _LAZY = {
     "export_model": "deploy.export",
     "export_onnx": "formats.onnx_graph",
     "export_timm": "formats.timm_folder",
+    "export_triton": "deploy.triton_repository",
     "Runner": "deploy.runner",
     "cmake_prefix_path": "deploy.runner",
 }
@@ -80,6 +82,7 @@ __all__ = [
     "export_model",
     "export_onnx",
     "export_timm",
+    "export_triton",
     "load_image",
     "preprocess",
     "preprocess_batch",

@@ -45,8 +45,9 @@ def add_export(commands: Any) -> None:
         "model.pt, or model.pt2 where Python is 3.14 and has no TorchScript)",
     )  # fmt: skip
     command.add_argument(
-        "--format", choices=("timm",), help="write a folder for timm and the Hugging Face Hub instead"
-    )
+        "--format", choices=("timm", "triton"),
+        help="instead: write a folder for timm and the Hugging Face Hub, or the model into a repository of Triton Inference Server",
+    )  # fmt: skip
     command.add_argument(
         "--with-preprocessing", action="store_true",
         help="ONNX: take uint8 RGB images N×H×W×3, and resize, crop and normalise them in the graph",
@@ -61,6 +62,8 @@ def _export(arguments: argparse.Namespace) -> int:
     from ..system.progress import working
     from ..weights import file_sha256
 
+    if (arguments.model is None) == (arguments.foreign is None):
+        raise argparse.ArgumentError(None, "expected a NAME, a FILE or --from, one of them")
     output, write = _writer(arguments)
     source, load = _reader(arguments)
     name = arguments.foreign or arguments.model
@@ -70,8 +73,8 @@ def _export(arguments: argparse.Namespace) -> int:
             loaded.model, output, spec=loaded.spec, labels=loaded.labels, license=loaded.license,
             weights_sha256=file_sha256(source) if source else None,
         )  # fmt: skip
-    files = Path(output).iterdir() if os.path.isdir(output) else [Path(output)]
-    size = sum(path.stat().st_size for path in files) / 1e6
+    files = Path(output).rglob("*") if os.path.isdir(output) else [Path(output)]
+    size = sum(path.stat().st_size for path in files if path.is_file()) / 1e6
     trained = arguments.model and os.path.isfile(arguments.model)
     licence = loaded.license or ("of your own" if trained else "of a licence that is not stated")
     weights = "from a fixed seed" if arguments.no_pretrained else licence
@@ -86,30 +89,48 @@ def _export(arguments: argparse.Namespace) -> int:
 def _writer(arguments: argparse.Namespace) -> tuple[str, Callable[..., Any]]:
     """What to write, seen to be writable before any work, and the function that writes it."""
     from ..deploy.export import default_suffix, export_model
+    from ..deploy.triton_repository import export_triton, resolve_triton_folder
     from ..formats.onnx_graph import export_onnx
-    from ..formats.timm_folder import export_timm, resolve_folder
+    from ..formats.timm_folder import export_timm, resolve_timm_folder
 
-    for_timm = arguments.format == "timm"
-    if for_timm and (arguments.foreign or not arguments.output):
-        what = f"--from: {arguments.foreign} is no ResNeXt of ours; timm has it" if arguments.foreign else (
-            "--output: --format timm needs the folder to write, -o FOLDER"
-        )  # fmt: skip
-        raise argparse.ArgumentError(None, what)
+    if arguments.format == "timm" and arguments.foreign:
+        raise argparse.ArgumentError(None, f"--from: {arguments.foreign} is no ResNeXt of ours; timm has it")
+    if arguments.format and not arguments.output:
+        raise argparse.ArgumentError(
+            None, f"--output: --format {arguments.format} needs the folder to write, -o FOLDER"
+        )
     output = arguments.output or f"model{default_suffix()}"
-    for_onnx = not for_timm and output.lower().endswith(".onnx")
+    for_onnx = not arguments.format and output.lower().endswith(".onnx")
     for name in ("with_preprocessing", "no_check"):
         if getattr(arguments, name) and not for_onnx:
             raise argparse.ArgumentError(
                 None, f"--{name.replace('_', '-')}: is of ONNX files; expected -o FILE.onnx"
             )
-    (resolve_folder if for_timm else resolve_target)(output)
-    if for_timm:
+    if arguments.format == "timm":
+        resolve_timm_folder(output)
         return output, export_timm
+    if arguments.format == "triton":
+        output = str(Path(output, _name_in_triton(arguments)))
+        resolve_triton_folder(output)
+        return output, export_triton
+    resolve_target(output)
     if for_onnx:
         return output, partial(
             export_onnx, with_preprocessing=arguments.with_preprocessing, check=not arguments.no_check
         )
     return output, export_model
+
+
+def _name_in_triton(arguments: argparse.Namespace) -> str:
+    """The variant's, that of another tool's model or folder, or of the folder that a training run is in."""
+    from ..variants import find_variant
+
+    name = arguments.foreign or arguments.model
+    if not arguments.foreign and os.path.isfile(name):
+        return Path(name).absolute().parent.name
+    if ":" in name:
+        return Path(name.partition(":")[2]).absolute().name
+    return find_variant(name).name
 
 
 def _reader(arguments: argparse.Namespace) -> tuple[Path | None, Callable[[], Any]]:
@@ -118,8 +139,6 @@ def _reader(arguments: argparse.Namespace) -> tuple[Path | None, Callable[[], An
     from ..weights import locate
     from .foreign import load_foreign
 
-    if (arguments.model is None) == (arguments.foreign is None):
-        raise argparse.ArgumentError(None, "expected a NAME, a FILE or --from, one of them")
     if arguments.foreign is None and (arguments.no_pretrained or arguments.test_size):
         raise argparse.ArgumentError(None, "--no-pretrained and --test-size: only with --from")
     if arguments.foreign:

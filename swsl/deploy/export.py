@@ -57,10 +57,11 @@ from ..preprocess import PreprocessSpec
 from ..resnext import ResNeXt
 from ..system.files import replacing
 
-_NO_TORCHSCRIPT = (
+NO_TORCHSCRIPT = (
     f"which torch {torch.__version__} on Python {sys.version_info.major}.{sys.version_info.minor} does not have; use Python 3.13 "
     "or older and a torch that has torch.jit.script"
 )
+"""Why something that needs TorchScript cannot be done here, to follow that name in an error."""
 PROGRAM_SUFFIX = ".pt2"
 """Of the files that hold a program of torch.export."""
 
@@ -82,9 +83,7 @@ def load_torchscript(path: str | os.PathLike[str], device: str | torch.device) -
         ModelError: PyTorch cannot load it.
     """
     if not has_torchscript():
-        raise ModelError(
-            f"{path}: running it in PyTorch needs TorchScript, {_NO_TORCHSCRIPT}, or swsl.Runner"
-        )
+        raise ModelError(f"{path}: running it in PyTorch needs TorchScript, {NO_TORCHSCRIPT}, or swsl.Runner")
     try:
         return torch.jit.load(os.fspath(path), map_location=device)
     except RuntimeError as error:
@@ -175,7 +174,7 @@ def export_model(
         )
     if not (as_program or has_torchscript()):
         raise ModelError(
-            f"{path}: not written, since a .pt needs TorchScript, {_NO_TORCHSCRIPT}; or name a .pt2 file, which needs none"
+            f"{path}: not written, since a .pt needs TorchScript, {NO_TORCHSCRIPT}; or name a .pt2 file, which needs none"
         )
     found = describe(model, path, spec, labels, license, weights_sha256)
     eager, spec = found.model, found.spec

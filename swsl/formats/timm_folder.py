@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from typing import Any
 from ..labels import LABELS
 from ..preprocess import PreprocessSpec
 from ..resnext import ResNeXt
-from ..system.files import hand_down
+from ..system.folders import replacing_folder, resolve_folder
 from ..timm_form import timm_config
 from ..variants import PAPER, TIMM_TAG, VARIANTS
 from .description import Description, describe
@@ -59,60 +57,28 @@ def export_timm(
         from safetensors.torch import save_file
     except ImportError as error:
         raise ImportError(f"{folder}: writing it needs safetensors: pip install safetensors") from error
-    target = resolve_folder(folder)
+    target = resolve_timm_folder(folder)
     if not isinstance(model, ResNeXt):
         raise ValueError(
             f"model: expected a ResNeXt of swsl, got {type(model).__name__}, which timm has or does not know"
         )
     found = describe(model, folder, spec, labels, license, weights_sha256)
-    # All of it beside the target first: then renaming is all that is left to do.
-    temporary = Path(
-        tempfile.mkdtemp(dir=target if target.is_dir() else target.parent, prefix=f".{target.name}.")
-    )
-    try:
-        whole = temporary / target.name
-        whole.mkdir()
+    with replacing_folder(target, CONFIG, '{"swsl": "not yet whole"}\n') as whole:
         tensors = {name: tensor.contiguous() for name, tensor in found.model.state_dict().items()}
         save_file(tensors, whole / WEIGHTS, metadata={"format": "pt"})
         (whole / CARD).write_text(_card(found), encoding="utf-8")
         config = json.dumps(_config(found), indent=2, ensure_ascii=False) + "\n"
         (whole / CONFIG).write_text(config, encoding="utf-8")
-        for name in (WEIGHTS, CARD, CONFIG):
-            hand_down(target / name, whole / name)
-        if target.is_dir():
-            # Until all are new nobody reads the folder, and it is ours to replace.
-            (temporary / CONFIG).write_text('{"swsl": "not yet whole"}\n', encoding="utf-8")
-            os.replace(temporary / CONFIG, target / CONFIG)
-            for name in (WEIGHTS, CARD, CONFIG):
-                os.replace(whole / name, target / name)
-        else:
-            os.rename(whole, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def resolve_folder(folder: str | os.PathLike[str]) -> Path:
-    """Where `export_timm` writes ``folder``: the end of its links.
-
-    Raises:
-        OSError: it is a file, or holds what `export_timm` has not written, or its parent is missing.
-    """
-    target = Path(os.path.realpath(folder))
-    if target.is_dir():
-        if any(target.iterdir()) and not _is_ours(target / CONFIG):
-            raise FileExistsError(
-                f"{folder}: holds files that are not of an export for timm; expected a new or empty folder"
-            )
-    elif target.exists():
-        raise NotADirectoryError(f"{folder}: is a file; expected the name of a folder to write")
-    elif not target.parent.is_dir():
-        raise FileNotFoundError(f"{folder}: there is no folder {target.parent}; make it first")
-    return target
+def resolve_timm_folder(folder: str | os.PathLike[str]) -> Path:
+    """Where `export_timm` writes ``folder``, as `swsl.system.folders.resolve_folder` says."""
+    return resolve_folder(folder, "an export for timm", _is_ours)
 
 
-def _is_ours(config: Path) -> bool:
+def _is_ours(folder: Path) -> bool:
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
+        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and "swsl" in content

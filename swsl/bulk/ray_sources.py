@@ -79,6 +79,16 @@ class Images:
                 yield from pool.map(_read, some)
 
 
+class _Member(tarfile.TarInfo):
+    @classmethod
+    def fromtarfile(cls, archive: Any) -> Any:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            archive.ended = True
+            raise
+
+
 @dataclass(frozen=True)
 class Shard:
     """A tar file of images, named ``shard.tar/photo.jpg``; of two members of one name the second is ``photo.jpg#2``."""
@@ -90,7 +100,7 @@ class Shard:
         try:
             with (
                 self.place.files.open_input_stream(self.place.path, compression=None) as stream,
-                tarfile.open(fileobj=stream, mode="r|*") as shard,
+                tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as shard,
             ):
                 for member in shard:
                     if not member.isfile() or not is_image(member.name):
@@ -106,6 +116,8 @@ class Shard:
                     if len(data) < member.size:
                         raise tarfile.ReadError("unexpected end of data")
                     yield called, data, None
+                if not getattr(shard, "ended", False):  # what tarfile takes for an end as well
+                    raise tarfile.ReadError("it ends without tar's end mark")
         except (OSError, EOFError, tarfile.TarError, ValueError) as error:
             what = "cannot be read to its end" if seen else "cannot be read as a tar file"
             yield name, None, f"{name}: {what}: {error}"

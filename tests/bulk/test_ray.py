@@ -66,7 +66,10 @@ def test_a_folder_is_the_single_machines(
     parts = sorted(out.glob("*.parquet"))
     assert main(["classify", str(photos), *options, "--ray", "auto", "-o", str(out)]) == 1
     assert "holds rows of an earlier run; --resume goes on with it" in capsys.readouterr().err
-    assert main(["classify", *images, *options, "--top-k", "4", "--ray", "auto", "-o", str(out), "--resume"]) == 1
+    assert (
+        main(["classify", *images, *options, "--top-k", "4", "--ray", "auto", "-o", str(out), "--resume"])
+        == 1
+    )
     assert "was made with --top-k 3 and not 4" in capsys.readouterr().err
     assert sorted(out.glob("*.parquet")) == parts
 
@@ -78,7 +81,9 @@ def test_a_folder_is_the_single_machines(
     assert len(paths) == len(set(paths)) == len(before) + 7
 
 
-def test_embeddings_of_shards(cluster: Any, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_embeddings_of_shards(
+    cluster: Any, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     """WebDataset's: a shard that is cut off keeps the rows before the cut, and none costs another."""
     for name, numbers in (("a", range(40)), ("b", range(40, 80))):
         with tarfile.open(tmp_path / f"{name}.tar", "w") as shard:
@@ -123,10 +128,27 @@ def test_parquet_in_an_object_store(
     for name, data in files.items():
         with bucket.open_output_stream(name.removeprefix("s3://")) as file:
             file.write(data)
-    assert main(["classify", "s3://swsl/photos", "s3://swsl/none.jpg", *tiny, "--ray", "auto", "-o", "s3://swsl/out"]) == 1
+    assert (
+        main(
+            [
+                "classify",
+                "s3://swsl/photos",
+                "s3://swsl/none.jpg",
+                *tiny,
+                "--ray",
+                "auto",
+                "-o",
+                "s3://swsl/out",
+            ]
+        )
+        == 1
+    )
     rows = {row["path"]: row for row in rows_of("swsl/out", bucket)}
     assert set(rows) == set(files) - {"s3://swsl/photos/.hidden.jpg"} | {"s3://swsl/none.jpg"}
-    assert {path for path, row in rows.items() if row["error"]} == {"s3://swsl/photos/bad.jpg", "s3://swsl/none.jpg"}
+    assert {path for path, row in rows.items() if row["error"]} == {
+        "s3://swsl/photos/bad.jpg",
+        "s3://swsl/none.jpg",
+    }
     assert "cannot be read" in rows["s3://swsl/none.jpg"]["error"]
     with swsl.Runner(tiny[1]) as runner:
         for name in list(files)[:5]:
@@ -175,8 +197,12 @@ def test_any_dataset(cluster: Any, tmp_path: Path) -> None:
         assert rows["20"]["error"] == "20: not an image in a format that Pillow reads"
         assert rows["21"]["error"] == "21: is null; expected the bytes of an image file"
         assert {row["path"] for row in features.take_all()} == set(rows)
-    with pytest.raises(ValueError, match=r"cpus_per_actor: no node of the cluster has room for an actor of 64 CPUs"):
-        swsl_ray.embed(dataset, model=shutil.copy(_any_copy(), model), image="jpeg", id="key", cpus_per_actor=64)
+    with pytest.raises(
+        ValueError, match=r"cpus_per_actor: no node of the cluster has room for an actor of 64 CPUs"
+    ):
+        swsl_ray.embed(
+            dataset, model=shutil.copy(_any_copy(), model), image="jpeg", id="key", cpus_per_actor=64
+        )
 
 
 def _any_copy() -> Path:
@@ -208,7 +234,11 @@ def test_two_runs_into_one_folder_of_an_object_store(
 ) -> None:
     monkeypatch.setattr("swsl.bulk.ray_parts._BEAT_S", 0.3)
     first, second = (Parts("s3://swsl/busy", {}) for _ in range(2))
-    with first.only_writer(), pytest.raises(RuntimeError, match="is being written by process"), second.only_writer():
+    with (
+        first.only_writer(),
+        pytest.raises(RuntimeError, match="is being written by process"),
+        second.only_writer(),
+    ):
         pass
     with bucket.open_output_stream("swsl/busy/_swsl.writer") as file:
         file.write(b"process 1 on a node that is gone, 7\n")

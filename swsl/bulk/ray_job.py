@@ -69,10 +69,17 @@ def run(
             _attempt(inputs, parts, shipped, room_for(cpus_per_actor, device))
         except (lost.RayError, NodeLostError) as error:
             cause = _cause(error)
+            text = str(cause).strip()
+            if not isinstance(cause, gone) or "creation task" in text:  # of an actor, which would fail again
+                raise RuntimeError(
+                    f"ray: {text.splitlines()[-1] if text else type(cause).__name__}"
+                ) from error
             parts.settle()
             vain = 0 if len(parts.done) > before else vain + 1
-            if not isinstance(cause, gone) or vain == _VAIN_ATTEMPTS:
-                raise RuntimeError(f"ray: {type(cause).__name__}: {cause}") from error
+            if vain == _VAIN_ATTEMPTS:
+                raise RuntimeError(
+                    f"ray: {type(cause).__name__} {vain} times without a new row between: {text.splitlines()[0]}; --resume tries again"
+                ) from error
             say(f"swsl: {type(cause).__name__}; going on from {len(parts.done):,} rows")
             continue
         if not parts.settle():

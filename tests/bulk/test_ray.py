@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,7 +167,7 @@ def test_parquet_in_an_object_store(
     assert "swsl: 32 rows are in s3://swsl/keyed, 2 of them with an error\n" in capsys.readouterr().err
 
 
-def test_any_dataset(cluster: Any, tmp_path: Path) -> None:
+def test_any_dataset(cluster: Any, tiny: list[str], tmp_path: Path) -> None:
     """Bytes as Hugging Face has them too. The file of the model is needed by this process alone, and only at first."""
     import ray.data
 
@@ -200,14 +199,7 @@ def test_any_dataset(cluster: Any, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"cpus_per_actor: no node of the cluster has room for an actor of 64 CPUs"
     ):
-        swsl_ray.embed(
-            dataset, model=shutil.copy(_any_copy(), model), image="jpeg", id="key", cpus_per_actor=64
-        )
-
-
-def _any_copy() -> Path:
-    """Of a model, as nodes keep it."""
-    return next(Path(f"/tmp/swsl-{os.getuid()}").glob("*.pt"))
+        swsl_ray.embed(dataset, model=tiny[1], image="jpeg", id="key", cpus_per_actor=64)
 
 
 def test_a_nodes_copy_of_the_model_is_checked(cluster: Any, tiny: list[str]) -> None:

@@ -26,6 +26,13 @@ def written_name(name: object) -> str:
     return written_error(re.sub(r"\\(?=x[0-9a-f]{2})", r"\\x5c", str(name)))
 
 
+def name_written(text: str) -> str:
+    """The name that `written_name` has written so."""
+    return re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes([int(found[1], 16)]), text.encode()).decode(
+        "utf-8", "surrogateescape"
+    )
+
+
 def written_error(error: object) -> str:
     """An error's text, which may hold a file's name, as any file or terminal takes it."""
     return (

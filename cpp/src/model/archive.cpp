@@ -66,7 +66,7 @@ Archive::Archive(const std::string& path) {
   const bool regular = fstat(file, &found) == 0 && S_ISREG(found.st_mode);
   size_ = regular ? static_cast<std::size_t>(found.st_size) : 0;
   if (size_ > 0) memory = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file, 0);
-  const auto error = memory == MAP_FAILED ? failed() : std::system_error();
+  const auto error = memory == MAP_FAILED ? failed() : std::system_error(std::error_code());
   close(file);
   if (!regular) throw ArchiveError("it is no regular file");
   if (memory == MAP_FAILED) throw error;

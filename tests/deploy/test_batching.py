@@ -6,7 +6,9 @@ import asyncio
 import gc
 import inspect
 import os
+import queue
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -62,6 +64,31 @@ def test_every_thread_gets_its_own_image(make_runner: MakeRunner) -> None:
             return expected[number]
 
         torch.testing.assert_close(torch.stack(list(pool.map(ask, range(12)))), expected)
+
+
+def test_each_image_tells_what_it_took(make_runner: MakeRunner, photo: Path) -> None:
+    with DynamicBatcher(make_runner(16), max_batch=2, max_wait=60) as batcher:
+        found = [future.result(60).spent for future in [batcher.submit(photo) for _ in range(4)]]
+    assert [spent.batch for spent in found if spent] == [2, 2, 2, 2]
+    assert all(spent.decode > 0 and spent.forward > 0 for spent in found if spent)
+    assert found[0].forward == found[1].forward != found[2].forward == found[3].forward
+    *_, bad = make_runner(16).run([photo, b"no image"], errors="return")
+    assert bad.spent is not None
+    assert bad.spent[1:] == (0, 0)
+
+
+def test_who_does_not_wait_is_told_of_a_full_queue() -> None:
+    recorder = Recorder()
+    with DynamicBatcher(recorder, max_queue=1) as batcher:
+        first = batcher.submit("a")
+        while not recorder.taken:
+            time.sleep(0.001)
+        second = batcher.submit("b", wait=False)
+        with pytest.raises(queue.Full, match="submit: 1 images wait"):
+            batcher.submit("c", wait=False)
+        recorder.may_go_on.set()
+        assert [first.result(60).source, second.result(60).source] == ["a", "b"]
+        assert batcher.submit("d", wait=False).result(60).source == "d"
 
 
 def test_images_share_a_forward_pass(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 import swsl
 from swsl.deploy.eager import EagerRunner
 from swsl.evaluation.explain import draw_explanation, grad_cam
+from swsl.formats.network_table import NetworkTable
 from swsl.prediction import Prediction
 from swsl.training.checkpoint import Checkpoint, save_checkpoint
 
@@ -38,6 +39,31 @@ def test_the_maps_are_the_classifiers_weights_over_the_last_stage(runner: EagerR
     assert found.shape == (2, 96, 128)
     assert torch.allclose(found, expected, atol=1e-5)
     assert not torch.allclose(found[0], found[1], atol=0.1)
+
+
+def test_a_frozen_module_looks_where_its_model_does(runner: EagerRunner, photo: Path, tmp_path: Path) -> None:
+    swsl.export_model(runner.model, tmp_path / "model.pt", spec=SPEC, labels="ABCDEFGHIJ")
+    batch = runner.preprocess([photo])
+    table = NetworkTable(tmp_path / "model.pt")
+    torch.testing.assert_close(grad_cam(table, batch, [3, 7]), grad_cam(runner.model, batch, [3, 7]))
+    torch.testing.assert_close(table.forward_head(table.forward_features(batch)), table(batch)[0])
+
+
+def test_a_network_without_a_last_map_is_refused(tmp_path: Path) -> None:
+    class TwoMaps(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(3, 4, 1)
+            self.pool, self.fc = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            one, other = self.one(x), self.other(x)
+            return self.fc(self.pool(other).flatten(1) + self.pool(one).flatten(1))
+
+    path = tmp_path / "two.pt"
+    swsl.export_model(TwoMaps().eval(), path, spec=swsl.PreprocessSpec((32, 32)), labels="AB")
+    with pytest.raises(swsl.ModelError, match="has no last map"):
+        grad_cam(NetworkTable(path), torch.zeros(1, 3, 32, 32), [0])
 
 
 def test_arguments_are_checked(runner: EagerRunner) -> None:

@@ -118,6 +118,18 @@ def test_what_was_accepted_is_answered_at_the_end(file: Path, number: int) -> No
             served.connection()
 
 
+def test_a_second_signal_ends_it_at_once(file: Path) -> None:
+    with serving(file, code=SLOW.replace("0.1", "60")) as served, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(served.post)
+        wait_for_images(served, 0)
+        served.process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        assert served.process.poll() is None
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(60) == -signal.SIGTERM
+        assert isinstance(answer.exception(60), OSError)
+
+
 def wait_for_images(served: Served, count: int) -> None:
     """Until so many requests have come, which the server itself tells only afterwards: their connections have been read empty."""
     deadline = time.monotonic() + 60

@@ -290,8 +290,8 @@ class Runner(AnyRunner):
         """
         check_types("a tensor", Tensor, batch=batch)
         return [
-            LayerTime(*layer, tuple(LayerWay(*way) for way in ways))
-            for *layer, ways in self._opened().profile(plain(batch))
+            LayerTime(kernel, shape, work, seconds, tuple(LayerWay(*way) for way in ways))
+            for kernel, shape, work, seconds, ways in self._opened().profile(plain(batch))
         ]
 
     def _rows(self, images: Iterable[ImageSource], method: Any) -> Tensor:

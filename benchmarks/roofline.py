@@ -205,12 +205,12 @@ def table() -> str:
 
 
 def _sum(a: Plan, b: Plan) -> Plan:
-    return Plan(*(x + y for x, y in zip(a, b, strict=True)))
+    return Plan(a.moved + b.moved, a.operations + b.operations, a.seconds + b.seconds, a.kernels + b.kernels)
 
 
 def _cell(plan: Plan) -> str:
-    """Megabytes and milliseconds."""
-    return f"{_digits(plan.moved / 1e6)} MB, {_digits(plan.seconds * 1e3)} ms"
+    """Megabytes and microseconds."""
+    return f"{_digits(plan.moved / 1e6)} MB, {_digits(plan.seconds * 1e6)} µs"
 
 
 def _digits(number: float) -> str:

@@ -57,7 +57,7 @@ def _all() -> Iterator[Case]:
     yield Case("engine", "graphs", "engine.graphs", 10, 60)
     yield Case("engine", "two lanes", "engine.lanes", 15, 60)
     yield Case("engine", "out of memory", "engine.memory", 20, 90)
-    yield Case("engine", "more than 2³¹ values", "engine.large", 25, 120)
+    yield Case("engine", "more than 2³¹ values", "engine.large", 45, 200)
     yield from map(_logits, ("bfloat16", "float32", "tf32"))
     yield from _layers(LARGE, 20)
     yield from _networks(LARGE, "eager", 15)

@@ -7,7 +7,7 @@
 
 On a bare machine: torch with CUDA, nvcc, CMake, ninja, pybind11, Pillow 13, numpy, pytest; what else is installed (torch-tensorrt,
 nvidia-nvjpeg) is used. Each case ends in its time or is killed with all it started; none stops the next; each result is in
-the file as soon as it is there. What was built before and lies in build/card is taken as it is.
+the file as soon as it is there. Objects that lie in build/card are used.
 """
 
 from __future__ import annotations

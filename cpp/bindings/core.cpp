@@ -167,13 +167,18 @@ py::dict info(const swsl::Runner& runner) {
   return out;
 }
 
-std::vector<std::tuple<std::string, std::string, double, double>> profile(const swsl::Runner& runner,
-                                                                          const py::object& object) {
+using LayerWay = std::tuple<std::string, double, std::string>;
+using LayerTime = std::tuple<std::string, std::string, double, double, std::vector<LayerWay>>;
+
+std::vector<LayerTime> profile(const swsl::Runner& runner, const py::object& object) {
   const GivenBatch given(object);
   const py::gil_scoped_release no_gil;
-  std::vector<std::tuple<std::string, std::string, double, double>> out;
-  for (const auto& time : runner.profile(given.batch()))
-    out.emplace_back(time.kernel, time.shape, time.multiply_adds, time.seconds);
+  std::vector<LayerTime> out;
+  for (const auto& time : runner.profile(given.batch())) {
+    std::vector<LayerWay> ways;
+    for (const auto& way : time.ways) ways.emplace_back(way.kernel, way.seconds, way.trouble);
+    out.emplace_back(time.kernel, time.shape, time.multiply_adds, time.seconds, std::move(ways));
+  }
   return out;
 }
 

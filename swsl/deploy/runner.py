@@ -31,13 +31,24 @@ cmake_prefix_path = str(COMPILED / "share" / "cmake")
 swsl; print(swsl.cmake_prefix_path)")``, then ``find_package(swsl)``."""
 
 
+class LayerWay(NamedTuple):
+    """A way to compute a layer that an engine tried before it chose one. Where it was not timed, ``seconds`` is 0 and ``trouble``
+    says why."""
+
+    kernel: str
+    seconds: float
+    trouble: str
+
+
 class LayerTime(NamedTuple):
-    """One fused layer of a forward pass: a convolution with its bias, residual addition and ReLU, or a pool."""
+    """One fused layer of a forward pass: a convolution with its bias, residual addition and ReLU, or a pool. Where the engine
+    measured several ways of computing it at this batch size, as it does on CUDA, ``ways`` has them all."""
 
     kernel: str
     shape: str
     multiply_adds: float
     seconds: float
+    ways: tuple[LayerWay, ...] = ()
 
 
 def decode_image(
@@ -278,7 +289,10 @@ class Runner(AnyRunner):
             ValueError: a tensor of another shape or type, or more images than batch_size.
         """
         check_types("a tensor", Tensor, batch=batch)
-        return [LayerTime(*layer) for layer in self._opened().profile(plain(batch))]
+        return [
+            LayerTime(kernel, shape, work, seconds, tuple(LayerWay(*way) for way in ways))
+            for kernel, shape, work, seconds, ways in self._opened().profile(plain(batch))
+        ]
 
     def _rows(self, images: Iterable[ImageSource], method: Any) -> Tensor:
         parts = []

@@ -79,6 +79,10 @@ def test_it_says_how_it_computes(half: Runner) -> None:
     layers = half.profile(torch.randn(16, 3, 224, 224))
     assert sum(layer.multiply_adds > 0 for layer in layers) == 54  # 53 convolutions and the classifier
     assert all(layer.seconds > 0 for layer in layers)
+    for layer in layers:
+        ways = {way.kernel: way.seconds for way in layer.ways if not way.trouble}
+        assert bool(ways) == (layer.multiply_adds > 0)
+        assert not ways or ways[layer.kernel] == min(ways.values())
 
 
 def test_features_and_predictions(half: Runner, model50: swsl.ResNeXt, photo: Path) -> None:
@@ -117,6 +121,17 @@ def test_streams_and_modes_of_the_caller(half: Runner) -> None:
     with torch.autocast("cuda"):
         assert relative_error(half.forward(batch).cpu(), alone) <= 1e-3
     assert relative_error(half.forward(batch.clone().requires_grad_()).cpu(), alone) <= 1e-3
+
+
+def test_a_callers_own_graph_is_refused(half: Runner) -> None:
+    batch = torch.randn(4, 3, 224, 224, device="cuda")
+    before = half.forward(batch).cpu()
+    with (
+        pytest.raises(RuntimeError, match="is being captured on the caller's stream"),
+        torch.cuda.graph(torch.cuda.CUDAGraph()),
+    ):
+        half.forward(batch)
+    assert relative_error(half.forward(batch).cpu(), before) <= 1e-3
 
 
 def test_random_numbers_of_the_caller_are_left_alone(frozen50: Path) -> None:

@@ -7,10 +7,18 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include <swsl/api.h>
 
 namespace swsl {
+
+// A way to compute a layer that an engine tried before it chose one.
+struct LayerWay {
+  std::string kernel;
+  double seconds = 0;   // 0 where it was not timed:
+  std::string trouble;  // why, else empty
+};
 
 // One fused layer: a convolution with its bias, residual addition and ReLU, or a pool.
 struct LayerTime {
@@ -18,6 +26,8 @@ struct LayerTime {
   std::string shape;         // "64×56×56 → 128×56×56", of one image
   double multiply_adds = 0;  // of the whole batch
   double seconds = 0;
+  std::vector<LayerWay> ways;  // all that were tried for this batch size, the chosen one among them; empty
+                               // where nothing was to be chosen
 };
 
 }  // namespace swsl

@@ -214,6 +214,17 @@ TEST(merged_groups_compute_the_grouped_convolution) {
     }
 }
 
+// Under a sanitizer of GPUs each launch takes long: compute-sanitizer test_cuda_kernels_gpu each_kernel
+TEST(each_kernel_computes_something_small) {
+  need_gpu();
+  std::mt19937 random(2);
+  check_epilogue<c10::Half>(37, 64, true, true);
+  check_epilogue<float>(3, 6, false, true);
+  check_max_pool<c10::Half>({2, 9, 14, 16, 5, 7, 3, 3, 2, 2, 1, 1});
+  for (const int stride : {1, 2})
+    check_grouped<c10::Half>(make_grouped_shape(2, 9, 20, 64, stride, 12 << 10), 4, true, random);
+}
+
 TEST(what_one_launch_cannot_take_is_an_error) {
   need_gpu();
   const auto refused = [](const GroupedShape& shape, const std::string& part) {

@@ -32,8 +32,10 @@ using cudaStream_t = struct CUstream_st*;
 enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
   cudaErrorInvalidConfiguration = 9,
-  cudaErrorLaunchFailure = 719
+  cudaErrorLaunchFailure = 719,
+  cudaErrorStreamCaptureUnsupported = 900
 };
 cudaError_t cudaGetLastError();
 const char* cudaGetErrorString(cudaError_t error);
@@ -43,6 +45,27 @@ cudaError_t cudaMallocManaged(void** memory, std::size_t size);
 cudaError_t cudaFree(void* memory);
 inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+
+// What follows until the next structure is in engine.cpp.
+using cudaEvent_t = struct CUevent_st*;
+using cudaGraph_t = struct CUgraph_st*;
+using cudaGraphExec_t = struct CUgraphExec_st*;
+enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal };
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
+constexpr unsigned cudaStreamNonBlocking = 1, cudaGraphInstantiateFlagAutoFreeOnLaunch = 1;
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status);
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
+cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long flags);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
+cudaError_t cudaEventCreate(cudaEvent_t* event);
+cudaError_t cudaEventDestroy(cudaEvent_t event);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaEventSynchronize(cudaEvent_t event);
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end);
 
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
@@ -71,14 +94,22 @@ void fail(const char* message);
 // multiple of `alignment`.
 void together(const void* pointer, std::size_t stride_bytes, std::size_t alignment);
 
+// One at a time. If `recorder` is set it is given what launches the kernel again.
 cudaError_t launch(const cudaLaunchConfig_t& config, const std::function<void()>& kernel);
+inline void (*recorder)(const std::function<void()>& work) = nullptr;
 
 }  // namespace cuda_on_cpu
 
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                const Arguments&... arguments) {
-  return cuda_on_cpu::launch(*config, [&] { kernel(arguments...); });
+  const std::function<void()> with_arguments = [kernel, ... values = Parameters(arguments)] {
+    kernel(values...);
+  };
+  if (cuda_on_cpu::recorder != nullptr)
+    cuda_on_cpu::recorder(
+        [config = *config, with_arguments] { cuda_on_cpu::launch(config, with_arguments); });
+  return cuda_on_cpu::launch(*config, with_arguments);
 }
 
 template <typename Kernel>

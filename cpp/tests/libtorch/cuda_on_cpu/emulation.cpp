@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <random>
 #include <string>
@@ -179,6 +180,8 @@ void together(const void* pointer, std::size_t stride_bytes, std::size_t alignme
 }
 
 cudaError_t launch(const cudaLaunchConfig_t& config, const std::function<void()>& kernel) {
+  static std::mutex one_at_a_time;
+  const std::lock_guard lock(one_at_a_time);
   gridDim = config.gridDim;
   blockDim = config.blockDim;
   const auto within = [](const dim3& size, unsigned x, unsigned y, unsigned z) {
@@ -216,6 +219,8 @@ const char* cudaGetErrorString(cudaError_t error) {
     case cudaErrorInvalidValue: return "invalid argument";
     case cudaErrorInvalidConfiguration: return "invalid configuration argument";
     case cudaErrorLaunchFailure: return cuda_on_cpu::failure.c_str();
+    case cudaErrorMemoryAllocation: return "out of memory";
+    case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
   }
   return "unknown error";
 }

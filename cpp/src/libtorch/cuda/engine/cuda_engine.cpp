@@ -96,11 +96,11 @@ class CudaEngine final : public TensorEngine {
     const PlainMode mode;
     Lane& lane = lanes_.front();
     const c10::cuda::CUDAStreamGuard guard(lane.stream);
-    network_.emplace(std::move(network), device_, dtype_, options.tf32);
     // TF32 has float16's ten bits of mantissa, and so its tolerance.
     const auto tolerance_of = options.tf32 ? ElementType::float16 : *options.dtype;
     info_.classes = network.layers.back().out_channels;
     info_.features = network.layers.back().in_channels;
+    network_.emplace(std::move(network), device_, dtype_, options.tf32);
     info_.golden = check_golden(
         model, [&](const at::Tensor& batch) { return run_tensor(batch, true, true); }, tolerance_of);
     const auto& shape = model.metadata().golden.shape;
@@ -125,7 +125,7 @@ class CudaEngine final : public TensorEngine {
         bucket_for(other, most_, shape[2], shape[3]);
       } catch (const c10::OutOfMemoryError&) {
         other.clear();
-        c10::cuda::CUDACachingAllocator::emptyCache();
+        empty_cache();
       }
     }
   }
@@ -145,6 +145,7 @@ class CudaEngine final : public TensorEngine {
     const std::int64_t count = batch.size(0), height = batch.size(2), width = batch.size(3);
     const c10::cuda::CUDAGuard guard(device_);
     const auto caller = c10::cuda::getCurrentCUDAStream();
+    refuse_capture(caller);
     const Turn turn(*this);
     Lane& lane = turn.lane;
     after_caller(lane);
@@ -327,6 +328,10 @@ class CudaEngine final : public TensorEngine {
       const Turn turn(*this, lane);
       lane.clear();
     }
+    empty_cache();
+  }
+
+  static void empty_cache() {
     const std::lock_guard capturing(building());  // while anybody captures, the allocator gives nothing back
     c10::cuda::CUDACachingAllocator::emptyCache();
   }

@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <shared_mutex>
+#include <stdexcept>
 #include <tuple>
 #include <utility>
 
@@ -19,6 +20,16 @@
 #include "libtorch/cuda/check.h"
 
 namespace swsl::cuda {
+
+// A graph that the caller is capturing would keep addresses that the engine gives to others later.
+inline void refuse_capture(cudaStream_t caller) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(caller, &status));
+  if (status != cudaStreamCaptureStatusNone)
+    throw std::runtime_error(
+        "a CUDA graph is being captured on the caller's stream, and a forward pass, which runs in graphs of "
+        "its own, cannot become part of it; call it outside");
+}
 
 // What `work` enqueues on the current stream, an OwnStream, instead of being run; its memory comes from the
 // pool, which is gone for good with its last graph.

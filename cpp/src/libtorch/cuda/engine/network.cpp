@@ -267,7 +267,7 @@ TensorOutputs DeviceNetwork::run(const at::Tensor& input, const Methods& methods
     const bool is_convolution = layer.operation == Operation::convolution;
     at::Tensor to;
     const auto work = [&] {
-      to = is_convolution ? convolve(steps_[i], methods.at(i), from, residual) : pool(layer, from);
+      to = is_convolution ? convolve(steps_[i], methods.at(i).method, from, residual) : pool(layer, from);
     };
     work();
     if (times == nullptr) return to;
@@ -275,7 +275,8 @@ TensorOutputs DeviceNetwork::run(const at::Tensor& input, const Methods& methods
     const at::Tensor result = to;  // what a graph computes is not there before it is run
     time.seconds = (*timer)(work);
     to = result;
-    time.kernel = is_convolution ? name(methods.at(i)) : layer.name;
+    time.kernel = is_convolution ? name(methods.at(i).method) : layer.name;
+    if (is_convolution) time.ways = methods.at(i).ways;
     time.shape = shape_of(from) + " → " + shape_of(to);
     if (is_convolution)
       time.multiply_adds = static_cast<double>(to.numel()) * layer.in_channels / layer.groups *
@@ -288,44 +289,51 @@ TensorOutputs DeviceNetwork::run(const at::Tensor& input, const Methods& methods
 std::vector<Method> DeviceNetwork::convolutions(const Methods& methods) const {
   std::vector<Method> result;
   for (std::size_t i = 0; i < steps_.size(); ++i)
-    if (steps_[i].layer.operation == Operation::convolution) result.push_back(methods.at(i));
+    if (steps_[i].layer.operation == Operation::convolution) result.push_back(methods.at(i).method);
   return result;
 }
 
 Methods DeviceNetwork::choose(const at::Tensor& input, std::string& notes) const {
   GpuTimer timer;
-  Methods methods(steps_.size(), Method::plain);
-  std::map<Kind, Method> known;
+  Methods methods(steps_.size());
+  std::map<Kind, Choice> known;
   walk(input, [&](std::size_t i, const at::Tensor& from, const at::Tensor& residual) {
     const Step& step = steps_[i];
     if (step.layer.operation != Operation::convolution) return pool(step.layer, from);
-    const auto [same, fresh] = known.try_emplace(kind_of(step.layer, from), Method::plain);
+    const auto [same, fresh] = known.try_emplace(kind_of(step.layer, from));
+    Choice& choice = same->second;
     if (!fresh) {
-      methods[i] = same->second;
-      return convolve(step, methods[i], from, residual);
+      methods[i] = choice;
+      return convolve(step, choice.method, from, residual);
     }
     const at::Tensor expected = convolve(step, Method::plain, from, residual);
     double best = std::numeric_limits<double>::infinity();
     for (const Method method : candidates(step)) {
+      LayerWay& way = choice.ways.emplace_back();
+      way.kernel = name(method);
       try {
         const at::Tensor result = convolve(step, method, from, residual);  // and warms up
         if (!agree(result, expected)) {
-          const std::string note = std::string(name(method)) + " computed something else and is out";
+          way.trouble = "computed something else";
+          const std::string note = way.kernel + " computed something else and is out";
           if (notes.find(note) == std::string::npos) notes += "; " + note;
           continue;
         }
-        const double seconds = timer([&] { convolve(step, method, from, residual); });
-        if (seconds < best) {
-          best = seconds;
-          methods[i] = same->second = method;
+        way.seconds = timer([&] { convolve(step, method, from, residual); });
+        if (way.seconds < best) {
+          best = way.seconds;
+          choice.method = method;
         }
       } catch (const c10::OutOfMemoryError&) {
         throw;
-      } catch (const std::exception&) {  // this library or card has no such kernel for this shape; `plain`
-                                         // has run already
+      } catch (const std::exception& error) {  // this library or card has no such kernel for this shape;
+                                               // `plain` has run already
         cudaGetLastError();
+        way.trouble = error.what();
+        way.trouble.resize(std::min<std::size_t>({way.trouble.size(), way.trouble.find('\n'), 300}));
       }
     }
+    methods[i] = choice;
     return expected;
   });
   return methods;

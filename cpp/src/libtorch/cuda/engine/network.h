@@ -27,8 +27,14 @@ enum class Method {
 };
 const char* name(Method method);
 
+// What was chosen for a layer, and from what.
+struct Choice {
+  Method method = Method::plain;
+  std::vector<LayerWay> ways;
+};
+
 // One for each layer; of layers that are no convolutions without meaning.
-using Methods = std::vector<Method>;
+using Methods = std::vector<Choice>;
 
 // Const functions may be called from several threads at once, but what `choose` measures is then not worth
 // much. Everything is enqueued on the current stream, of the current device.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -25,6 +26,8 @@ _PART_ROWS = (16, 4096)
 """Of a part at least, for short runs and for long ones: what is not yet in a part is lost in a kill."""
 _READ_ROWS = (32, 512)
 """Images of a reading task, likewise."""
+_CORES_READ_FOR = 16
+"""So many of an actor's cores one reading task feeds: each opens 32 files at a time."""
 _LOST_NODE_S = 30.0
 """How long a run waits for another node in the place of one that has left."""
 _VAIN_ATTEMPTS = 3
@@ -66,7 +69,12 @@ def run(
     while True:
         before = len(parts.done)
         try:
-            _attempt(inputs, parts, shipped, room_for(cpus_per_actor, device))
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", module="ray")  # for whoever writes pipelines
+                warnings.filterwarnings(
+                    "ignore", ".*is deprecated! Configure"
+                )  # of options that copying sets
+                _attempt(inputs, parts, shipped, room_for(cpus_per_actor, device))
         except (lost.RayError, NodeLostError) as error:
             cause = _cause(error)
             text = str(cause).strip()
@@ -87,8 +95,8 @@ def run(
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What went wrong first, below Ray's wrapping."""
-    below = getattr(error, "cause", None) or error.__cause__
+    """What went wrong first, below Ray's wrapping. Its ``__cause__`` is Ray Data's, of whatever went wrong."""
+    below = getattr(error, "cause", None)
     return _cause(below) if isinstance(below, BaseException) else error
 
 
@@ -114,7 +122,7 @@ def _attempt(inputs: Inputs, parts: Parts, shipped: Shipped, pool: Pool) -> None
         images = ray.data.read_datasource(
             _datasource(units, parts.done),
             num_cpus=0,
-            concurrency=2 * pool.actors,
+            concurrency=pool.actors * max(pool.cores // _CORES_READ_FOR, 1),
             override_num_blocks=len(units),
         )
         rows = answers(images, shipped, pool, image="image", id="path")
@@ -123,7 +131,7 @@ def _attempt(inputs: Inputs, parts: Parts, shipped: Shipped, pool: Pool) -> None
             filesystem=parts.place.files,
             min_rows_per_file=_within(_PART_ROWS, left // (8 * pool.actors)),
             ray_remote_args={"num_cpus": 0},
-            concurrency=2 * pool.actors,
+            concurrency=pool.actors,
             schema=shipped.columns.schema,
         )
 

@@ -27,7 +27,7 @@ LARGEST = 256 << 20
 BLOCK = 32 << 20
 """Bytes of images that go to an actor at once, about."""
 
-_READ_AT_ONCE = 16
+_READ_AT_ONCE = 32
 _REMOTE = re.compile(
     r"(?P<store>[a-z][a-z0-9+.-]+://[^/?]*)(?P<path>/.*?)?(?P<options>\?\w+=[^/]*)?", re.DOTALL
 )
@@ -75,7 +75,7 @@ class Images:
 
     def rows(self) -> Iterator[Row]:
         with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
-            for some in chunks(self.places, 4 * _READ_AT_ONCE):
+            for some in chunks(self.places, 2 * _READ_AT_ONCE):
                 yield from pool.map(_read, some)
 
 

@@ -71,9 +71,6 @@ def run(
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", module="ray")  # for whoever writes pipelines
-                warnings.filterwarnings(
-                    "ignore", ".*is deprecated! Configure"
-                )  # of options that copying sets
                 _attempt(inputs, parts, shipped, room_for(cpus_per_actor, device))
         except (lost.RayError, NodeLostError) as error:
             cause = _cause(error)
@@ -109,6 +106,8 @@ def _attempt(inputs: Inputs, parts: Parts, shipped: Shipped, pool: Pool) -> None
     units = inputs.units(parts.done, _within(_READ_ROWS, left // (16 * pool.actors)))
     if not units:
         return
+    if ray.available_resources().get("CPU", 0) < pool.cores:
+        say("swsl: the cluster's CPUs are taken for now; waiting for some")
     context = ray.data.DataContext.get_current().copy()
     context.target_max_block_size = 2 * BLOCK
     context.checkpoint_config = CheckpointConfig(
@@ -125,7 +124,7 @@ def _attempt(inputs: Inputs, parts: Parts, shipped: Shipped, pool: Pool) -> None
             concurrency=pool.actors * max(pool.cores // _CORES_READ_FOR, 1),
             override_num_blocks=len(units),
         )
-        rows = answers(images, shipped, pool, image="image", id="path")
+        rows = answers(images, shipped, pool, image="image", id="path", counted=pool.cores)
         rows.write_parquet(
             parts.place.path,
             filesystem=parts.place.files,

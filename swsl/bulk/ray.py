@@ -251,7 +251,7 @@ def answers(
     pool: Pool,
     *,
     image: str,
-    id: str,
+    id: str,  # noqa: A002
     counted: int,
 ) -> Dataset:
     """The dataset's rows through the pool's actors, for each of which Ray counts so many CPUs. A column ``error`` says, where it is not

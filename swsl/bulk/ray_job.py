@@ -7,6 +7,7 @@ none, the run begins again with the nodes that are left, at the rows that there 
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -117,6 +118,8 @@ def _attempt(inputs: Inputs, parts: Parts, shipped: Shipped, pool: Pool) -> None
         *context.custom_execution_callback_classes,
         _node_watch(len(_alive())),
     ]
+    # Ray Data says that nothing can run where no CPU is left. Here everything else runs without.
+    logging.getLogger("ray.data.dataset").addFilter(_without_alarm)
     with ray.data.DataContext.current(context):
         images = ray.data.read_datasource(
             _datasource(units, parts.done),
@@ -133,6 +136,10 @@ def _attempt(inputs: Inputs, parts: Parts, shipped: Shipped, pool: Pool) -> None
             concurrency=pool.actors,
             schema=shipped.columns.schema,
         )
+
+
+def _without_alarm(record: logging.LogRecord) -> bool:
+    return "will hang unless more CPUs are freed up" not in record.getMessage()
 
 
 def _within(bounds: tuple[int, int], wanted: int) -> int:

@@ -66,7 +66,7 @@ class Pool(NamedTuple):
 
     actors: int
     cores: int
-    """Of each, which Ray counts as taken."""
+    """Of each."""
     gpus: int
     """Of each: 0 or 1."""
 
@@ -99,7 +99,8 @@ def classify(
         id: the column that names each image. It becomes ``path``; Ray's checkpoints want the same name before and after, so give
             that column this name if you use them.
         top_k, outputs: as in `swsl.Runner.run`.
-        cpus_per_actor: cores of each runner; by default all of a node's, and on GPUs its share of them.
+        cpus_per_actor: cores of each runner; by default all of a node's, and on GPUs its share of them. Ray counts one less, which is
+            left for tasks that read and write.
         device: "cpu", "cuda", or "auto": the cluster's GPUs where it has any.
         dtype: "float32", "bfloat16", "float16" or "tf32". Not "auto": nodes could choose differently.
         batch_size, exif_orientation, max_pixels: as in `swsl.Runner`.
@@ -117,7 +118,8 @@ def classify(
     start_ray()
     shipped = Shipped(model, options)
     pool = room_for(cpus_per_actor, device)
-    return answers(dataset, shipped, pool, image=image, id=id)
+    # One less than it has: Ray's own reading and writing tasks want a CPU each, and would wait for one for ever.
+    return answers(dataset, shipped, pool, image=image, id=id, counted=pool.cores - 1)
 
 
 def embed(
@@ -243,8 +245,17 @@ def open_on(path: Path, options: Options, device: str, cores: int) -> AnyRunner:
     return FrozenRunner(path, device=device, **options.of_runner)
 
 
-def answers(dataset: Dataset, shipped: Shipped, pool: Pool, *, image: str, id: str) -> Dataset:  # noqa: A002
-    """The dataset's rows through the pool's actors. A column ``error`` says, where it is not null, why there are no bytes."""
+def answers(
+    dataset: Dataset,
+    shipped: Shipped,
+    pool: Pool,
+    *,
+    image: str,
+    id: str,  # noqa: A002
+    counted: int,
+) -> Dataset:
+    """The dataset's rows through the pool's actors, for each of which Ray counts so many CPUs. A column ``error`` says, where it is not
+    null, why there are no bytes."""
     from ray.data import ActorPoolStrategy
     from ray.util.annotations import RayDeprecationWarning
 
@@ -258,7 +269,7 @@ def answers(dataset: Dataset, shipped: Shipped, pool: Pool, *, image: str, id: s
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=ActorPoolStrategy(size=pool.actors),
-            num_cpus=pool.cores,
+            num_cpus=counted,
             num_gpus=pool.gpus or None,
             max_task_retries=TASK_RETRIES,
         )

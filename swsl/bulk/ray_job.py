@@ -7,6 +7,7 @@ none, the run begins again with the nodes that are left, at the rows that there 
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -71,9 +72,6 @@ def run(
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", module="ray")  # for whoever writes pipelines
-                warnings.filterwarnings(
-                    "ignore", ".*is deprecated! Configure"
-                )  # of options that copying sets
                 _attempt(inputs, parts, shipped, room_for(cpus_per_actor, device))
         except (lost.RayError, NodeLostError) as error:
             cause = _cause(error)
@@ -109,6 +107,8 @@ def _attempt(inputs: Inputs, parts: Parts, shipped: Shipped, pool: Pool) -> None
     units = inputs.units(parts.done, _within(_READ_ROWS, left // (16 * pool.actors)))
     if not units:
         return
+    if ray.available_resources().get("CPU", 0) < pool.cores:
+        say("swsl: the cluster's CPUs are taken for now; waiting for some")
     context = ray.data.DataContext.get_current().copy()
     context.target_max_block_size = 2 * BLOCK
     context.checkpoint_config = CheckpointConfig(
@@ -118,6 +118,8 @@ def _attempt(inputs: Inputs, parts: Parts, shipped: Shipped, pool: Pool) -> None
         *context.custom_execution_callback_classes,
         _node_watch(len(_alive())),
     ]
+    # Ray Data says that nothing can run where no CPU is left. Here everything else runs without.
+    logging.getLogger("ray.data.dataset").addFilter(_without_alarm)
     with ray.data.DataContext.current(context):
         images = ray.data.read_datasource(
             _datasource(units, parts.done),
@@ -125,7 +127,7 @@ def _attempt(inputs: Inputs, parts: Parts, shipped: Shipped, pool: Pool) -> None
             concurrency=pool.actors * max(pool.cores // _CORES_READ_FOR, 1),
             override_num_blocks=len(units),
         )
-        rows = answers(images, shipped, pool, image="image", id="path")
+        rows = answers(images, shipped, pool, image="image", id="path", counted=pool.cores)
         rows.write_parquet(
             parts.place.path,
             filesystem=parts.place.files,
@@ -134,6 +136,10 @@ def _attempt(inputs: Inputs, parts: Parts, shipped: Shipped, pool: Pool) -> None
             concurrency=pool.actors,
             schema=shipped.columns.schema,
         )
+
+
+def _without_alarm(record: logging.LogRecord) -> bool:
+    return "will hang unless more CPUs are freed up" not in record.getMessage()
 
 
 def _within(bounds: tuple[int, int], wanted: int) -> int:

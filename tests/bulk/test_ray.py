@@ -179,8 +179,9 @@ def test_any_dataset(cluster: Any, tiny: list[str], tmp_path: Path) -> None:
         expected = runner.run(images[:20], ["predictions", "embedding"], top_k=2)
     plain = pa.table({"key": pa.array(range(22)), "jpeg": pa.array(images)})
     nested = pa.table({"key": plain["key"], "jpeg": [{"bytes": data, "path": ""} for data in images]})
-    for table in (plain, nested):
-        dataset = ray.data.from_arrow(table)
+    for name, table in (("plain", plain), ("nested", nested)):
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+        dataset = ray.data.read_parquet(str(tmp_path / f"{name}.parquet"))  # whose tasks want a CPU
         found = swsl_ray.classify(
             dataset, model=model, image="jpeg", id="key", top_k=2, outputs=["embedding", "predictions"]
         )

@@ -1,6 +1,6 @@
 """What is killed while a run on many machines is under way, at random moments: in the end every row is there once.
 
-`SWSL_KILLS=20` asks for so many of each kind; CI takes a few.
+`SWSL_KILLS=20 pytest -m slow -o faulthandler_timeout=0 tests/bulk/test_ray_kills.py` takes so many of each kind; CI takes a few.
 """
 
 from __future__ import annotations

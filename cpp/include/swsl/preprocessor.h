@@ -10,8 +10,8 @@
 // each step rounded to float32.
 //
 // Every instruction set gives the same bytes; `Isa::scalar` is the readable definition. The fastest one that
-// the CPU has is taken unless the constructor or the environment variable SWSL_ISA (scalar, neon, avx2, avx512)
-// says otherwise.
+// the CPU has is taken unless the constructor or the environment variable SWSL_ISA (scalar, neon, avx2,
+// avx512) says otherwise.
 //
 // Errors: std::invalid_argument for a spec that means nothing, an instruction set that this CPU or build
 // lacks, an image without pixels, one whose resized size does not fit an int.

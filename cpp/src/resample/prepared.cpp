@@ -68,9 +68,9 @@ AxisView view(const Axis& axis) {
 
 }  // namespace
 
-void resample([[maybe_unused]] Isa isa, const std::uint8_t* pixels, std::ptrdiff_t row_stride, const PreparedAxis& rows,
-              const PreparedAxis& columns, const Normalization& normalization, const Destination& destination,
-              std::vector<std::uint8_t>& scratch) {
+void resample([[maybe_unused]] Isa isa, const std::uint8_t* pixels, std::ptrdiff_t row_stride,
+              const PreparedAxis& rows, const PreparedAxis& columns, const Normalization& normalization,
+              const Destination& destination, std::vector<std::uint8_t>& scratch) {
   const Job job{pixels, row_stride, view(rows.axis), view(columns.axis), &normalization, destination};
 #if defined(__x86_64__)
   const RowGroups groups = rows.row_table.view();

@@ -1,5 +1,5 @@
-// A libFuzzer target for each format, whose files begin with FIRST_BYTE: a part of an image against the whole, and the
-// sanitizers against both. See cpp/tests/CMakeLists.txt.
+// A libFuzzer target for each format, whose files begin with FIRST_BYTE: a part of an image against the
+// whole, and the sanitizers against both. See cpp/tests/CMakeLists.txt.
 #include <cstdio>
 #include <cstdlib>
 

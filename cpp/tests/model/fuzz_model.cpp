@@ -12,8 +12,8 @@
 
 namespace {
 
-// No fuzzer finds a checksum, and without it nothing below the archive would ever be reached: the directory gets
-// those of what is there.
+// No fuzzer finds a checksum, and without it nothing below the archive would ever be reached: the directory
+// gets those of what is there.
 void state_checksums(std::string& file) {
   const auto number = [&](std::size_t at, std::size_t bytes) {
     std::uint32_t value = 0;

@@ -1,10 +1,10 @@
 // NEON, which every aarch64 processor has.
 //
-// It multiplies 32-bit integers as fast as halves of them, so the coefficients stay whole and the sums are those of
-// scalar.cpp, four at a time. Four source rows are narrowed at once, one output at a time: a table lookup spreads a
-// pixel's three bytes over the lanes of a vector, whose fourth is idle. Only the narrowed rows that the current output
-// row needs are kept, so they stay in the first-level cache. Normalised values come from the tables, for a division
-// of four takes longer than four loads.
+// It multiplies 32-bit integers as fast as halves of them, so the coefficients stay whole and the sums are
+// those of scalar.cpp, four at a time. Four source rows are narrowed at once, one output at a time: a table
+// lookup spreads a pixel's three bytes over the lanes of a vector, whose fourth is idle. Only the narrowed
+// rows that the current output row needs are kept, so they stay in the first-level cache. Normalised values
+// come from the tables, for a division of four takes longer than four loads.
 #include <arm_neon.h>
 
 #include <algorithm>
@@ -30,7 +30,8 @@ uint8x8_t to_pixels(int32x4_t low, int32x4_t high) {
   return vqmovun_s16(shorts);
 }
 
-// Narrows four rows of at least 16 bytes. A pixel of `lines` is written as four bytes, of which the last is idle.
+// Narrows four rows of at least 16 bytes. A pixel of `lines` is written as four bytes, of which the last is
+// idle.
 void narrow(const std::uint8_t* const rows[rows_per_group], int row_bytes, const AxisView& columns,
             std::uint8_t* const lines[rows_per_group]) {
   // Bytes of the loaded 16 for each lane's lowest byte; the table has none for the others, nor beyond 16.
@@ -93,8 +94,8 @@ uint8x16_t filter_rows(Source source, const std::int32_t* coefficients, int taps
 void resample_neon(const Job& job, std::vector<std::uint8_t>& scratch) {
   const AxisView &rows = job.rows, &columns = job.columns;
   const int source_rows = rows.end - rows.begin, row_bytes = 3 * (columns.end - columns.begin);
-  // Of narrowed rows, as many as an output row needs, wherever they begin in a group of four, each with room for the
-  // last load; then an output row, the pointers to its sources, and rows too short to be loaded from.
+  // Of narrowed rows, as many as an output row needs, wherever they begin in a group of four, each with room
+  // for the last load; then an output row, the pointers to its sources, and rows too short to be loaded from.
   const int kept = round_up(rows.stride + rows_per_group - 1, rows_per_group);
   const int line = round_up(3 * columns.count + 1, load_bytes);
   const std::size_t pointers = static_cast<std::size_t>(kept + 1) * line;
@@ -102,8 +103,8 @@ void resample_neon(const Job& job, std::vector<std::uint8_t>& scratch) {
   std::uint8_t* const finished = scratch.data() + static_cast<std::ptrdiff_t>(kept) * line;
   void* room = scratch.data() + pointers;
   std::size_t room_bytes = scratch.size() - pointers;
-  auto** const needed = static_cast<const std::uint8_t**>(
-      std::align(alignof(void*), kept * sizeof(void*), room, room_bytes));
+  auto** const needed =
+      static_cast<const std::uint8_t**>(std::align(alignof(void*), kept * sizeof(void*), room, room_bytes));
   auto* const widened = reinterpret_cast<std::uint8_t*>(needed + kept);
 
   int made = 0;  // rows narrowed so far

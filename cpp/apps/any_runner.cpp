@@ -4,11 +4,17 @@
 
 namespace {
 
+#ifdef __APPLE__
+constexpr const char* libtorch_part = "libswsl_torch.dylib";
+#else
+constexpr const char* libtorch_part = "libswsl_torch.so";
+#endif
+
 // What stood in the way, "" if nothing did. LibTorch takes half a second and hundreds of megabytes, so it is
 // not linked.
 std::string load_libtorch_part() {
   if (SWSL_STATIC) return "this program was built with SWSL_STATIC, which leaves LibTorch out";
-  return dlopen("libswsl_torch.so", RTLD_NOW | RTLD_GLOBAL) ? "" : dlerror();
+  return dlopen(libtorch_part, RTLD_NOW | RTLD_GLOBAL) ? "" : dlerror();
 }
 
 }  // namespace

@@ -12,7 +12,11 @@ class Interruption {
  public:
   // A signal that is ignored, under nohup say, stays so.
   static void watch() {
-    if (pipe2(pipe_, O_CLOEXEC | O_NONBLOCK) != 0) return;
+    if (::pipe(pipe_) != 0) return;
+    for (const int end : pipe_) {  // macOS has no pipe2
+      fcntl(end, F_SETFD, FD_CLOEXEC);
+      fcntl(end, F_SETFL, O_NONBLOCK);
+    }
     for (const int signal : {SIGINT, SIGTERM}) {
       struct sigaction action{}, before{};
       action.sa_handler = &note;

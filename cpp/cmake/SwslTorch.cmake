@@ -66,8 +66,9 @@ if(SWSL_TORCH_VERSION VERSION_LESS 2.8)
   return()
 endif()
 
+set(_swsl_suffix ${CMAKE_SHARED_LIBRARY_SUFFIX})
 set(SWSL_TORCH_HAS_CUDA OFF)
-if(EXISTS "${SWSL_TORCH_PREFIX}/lib/libtorch_cuda.so")
+if(EXISTS "${SWSL_TORCH_PREFIX}/lib/libtorch_cuda${_swsl_suffix}")
   set(SWSL_TORCH_HAS_CUDA ON)
 endif()
 
@@ -82,20 +83,22 @@ if(NOT TARGET swsl::torch)
     "${SWSL_TORCH_PREFIX}/include" "${SWSL_TORCH_PREFIX}/include/torch/csrc/api/include")
   target_compile_features(swsl::torch INTERFACE cxx_std_20)
   target_link_libraries(swsl::torch INTERFACE
-    "${SWSL_TORCH_PREFIX}/lib/libtorch_cpu.so" "${SWSL_TORCH_PREFIX}/lib/libc10.so" Threads::Threads)
-  set(_swsl_loaded "${SWSL_TORCH_PREFIX}/lib/libtorch_cpu.so")
+    "${SWSL_TORCH_PREFIX}/lib/libtorch_cpu${_swsl_suffix}" "${SWSL_TORCH_PREFIX}/lib/libc10${_swsl_suffix}" Threads::Threads)
+  set(_swsl_loaded "${SWSL_TORCH_PREFIX}/lib/libtorch_cpu${_swsl_suffix}")
   if(SWSL_LINKS_CUDA)
-    list(APPEND _swsl_loaded "${SWSL_TORCH_PREFIX}/lib/libtorch_cuda.so" "${SWSL_TORCH_PREFIX}/lib/libc10_cuda.so")
+    list(APPEND _swsl_loaded "${SWSL_TORCH_PREFIX}/lib/libtorch_cuda${_swsl_suffix}" "${SWSL_TORCH_PREFIX}/lib/libc10_cuda${_swsl_suffix}")
     # What these need themselves lies in wheels of NVIDIA, which only the loader has to find.
     target_link_options(swsl::torch INTERFACE "LINKER:--allow-shlib-undefined")
   endif()
   # A program need not call a symbol of these for them to be needed: loading them registers the operators, and a program knows
   # where they are when libswsl does not. So the linker must not drop them.
-  target_link_options(swsl::torch INTERFACE
-    "LINKER:--push-state,--no-as-needed" ${_swsl_loaded} "LINKER:--pop-state")
+  if(NOT APPLE)  # whose linker drops nothing
+    target_link_options(swsl::torch INTERFACE
+      "LINKER:--push-state,--no-as-needed" ${_swsl_loaded} "LINKER:--pop-state")
+  endif()
 endif()
 
-if(NOT TARGET swsl::torch_python AND EXISTS "${SWSL_TORCH_PREFIX}/lib/libtorch_python.so")
+if(NOT TARGET swsl::torch_python AND EXISTS "${SWSL_TORCH_PREFIX}/lib/libtorch_python${_swsl_suffix}")
   add_library(swsl::torch_python INTERFACE IMPORTED)
-  target_link_libraries(swsl::torch_python INTERFACE swsl::torch "${SWSL_TORCH_PREFIX}/lib/libtorch_python.so")
+  target_link_libraries(swsl::torch_python INTERFACE swsl::torch "${SWSL_TORCH_PREFIX}/lib/libtorch_python${_swsl_suffix}")
 endif()

@@ -6,6 +6,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import PIL.Image
 import torch
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +54,55 @@ def changed(**values):
 def wrong_golden(metadata):
     metadata["golden"]["logits"][3] += 0.01 * max(map(abs, metadata["golden"]["logits"]))
     return json.dumps(metadata)
+
+
+class Pixels(torch.nn.Module):
+    """Every operator of the network table in as few bytes as it takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False)
+        self.norm = torch.nn.BatchNorm2d(4)
+        self.pool = torch.nn.MaxPool2d(3, stride=2, padding=1)
+        self.grouped = torch.nn.Conv2d(4, 4, 3, padding=1, groups=2)
+        self.fc = torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.pool(torch.relu(self.norm(self.stem(x))))
+        x = torch.relu(x + self.grouped(x))
+        return self.fc(torch.flatten(torch.nn.functional.adaptive_avg_pool2d(x, 1), 1))
+
+
+def fuzz_seeds(folder: Path) -> None:
+    """What the libFuzzer targets begin with: small files of many kinds."""
+    for name in ("jpeg", "png", "model", "json"):
+        (folder / name).mkdir(parents=True)
+    picture = PIL.Image.open(ROOT / "swsl" / "cli" / "chelsea.jpg").resize((25, 19))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    for name, mode, options in (
+        ("plain", "RGB", {}),
+        ("full", "RGB", {"subsampling": 0, "exif": exif}),
+        ("wide", "RGB", {"subsampling": 1, "restart_marker_blocks": 1}),
+        ("progressive", "RGB", {"progressive": True}),
+        ("grey", "L", {"quality": 30}),
+        ("cmyk", "CMYK", {}),
+    ):
+        picture.convert(mode).save(folder / "jpeg" / f"{name}.jpg", **options)
+    for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        image = picture.convert("L") if mode == "I;16" else picture
+        image.convert(mode).save(folder / "png" / f"{mode.replace(';', '')}.png", exif=exif)
+    picture.quantize(3).save(folder / "png" / "few.png", bits=2, transparency=1)
+
+    torch.manual_seed(0)
+    spec = swsl.PreprocessSpec(input_size=(8, 8))
+    for name in ("small.pt", "small.pt2"):
+        path = folder / "model" / name
+        export_model(Pixels().eval(), path, spec=spec, labels=["a", "b"], license="none")
+    (folder / "json" / "swsl.json").write_text(json.dumps(read_metadata(path)))
+    texts = ('[1.5e3, -0, null, true, {"a": "\\ud83d\\ude00\\n"}]', '{"é": [[[]]], "": 9223372036854775807}')
+    for i, text in enumerate(texts):
+        (folder / "json" / f"{i}.json").write_text(text, "utf-8")
 
 
 def main(folder: Path) -> None:
@@ -105,6 +155,7 @@ def main(folder: Path) -> None:
     (folder / "empty.pt").touch()
     metadata = json.dumps(read_metadata(tiny))
     torch.jit.script(model).save(str(folder / "unfrozen.pt"), _extra_files={"swsl.json": metadata})
+    fuzz_seeds(folder / "seeds")
 
 
 main(Path(sys.argv[1]))

@@ -54,7 +54,8 @@ def extension() -> ModuleType:
         try:
             from .. import _C
         except ImportError as error:
-            without_decoders = COMPILED / "lib" / "without_decoders" / "libswsl.so"
+            suffix = "dylib" if sys.platform == "darwin" else "so"
+            without_decoders = COMPILED / "lib" / "without_decoders" / f"libswsl.{suffix}"
             if not (re.search("jpeg|png", str(error), re.IGNORECASE) and without_decoders.is_file()):
                 raise
             ctypes.CDLL(str(without_decoders))  # has the name by which the extension asks for its library

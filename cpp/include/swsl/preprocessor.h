@@ -10,8 +10,8 @@
 // each step rounded to float32.
 //
 // Every instruction set gives the same bytes; `Isa::scalar` is the readable definition. The fastest one that
-// the CPU has is taken unless the constructor or the environment variable SWSL_ISA (scalar, avx2, avx512)
-// says otherwise.
+// the CPU has is taken unless the constructor or the environment variable SWSL_ISA (scalar, neon, avx2,
+// avx512) says otherwise.
 //
 // Errors: std::invalid_argument for a spec that means nothing, an instruction set that this CPU or build
 // lacks, an image without pixels, one whose resized size does not fit an int.
@@ -46,7 +46,7 @@ struct PreprocessSpec {
 enum class Layout { planar, channels_last };
 
 // avx512 stands for F, BW, VL, DQ, VBMI and VNNI (Ice Lake, Zen 4 and later); avx2 for AVX2, FMA and F16C.
-enum class Isa { scalar, avx2, avx512 };
+enum class Isa { scalar, neon, avx2, avx512 };
 
 SWSL_API std::string_view isa_name(Isa isa) noexcept;
 SWSL_API bool isa_available(Isa isa) noexcept;

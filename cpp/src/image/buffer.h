@@ -15,7 +15,7 @@ class Buffer {
     if (size > capacity_) {
       bytes_.reset();
       capacity_ = 0;
-      bytes_ = std::make_unique_for_overwrite<std::uint8_t[]>(size);
+      bytes_.reset(new std::uint8_t[size]);  // make_unique would write zeros
       capacity_ = size;
     }
     return bytes_.get();

@@ -59,14 +59,14 @@ bool is_plain(std::string_view name) {
 
 Archive::Archive(const std::string& path) {
   const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe would wait for its writer
-  const auto failed = [&] { return std::system_error(errno, std::generic_category()); };
+  const auto failed = [] { return std::system_error(errno, std::generic_category()); };
   if (file < 0) throw failed();
   struct stat found{};
   void* memory = nullptr;
   const bool regular = fstat(file, &found) == 0 && S_ISREG(found.st_mode);
   size_ = regular ? static_cast<std::size_t>(found.st_size) : 0;
   if (size_ > 0) memory = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file, 0);
-  const auto error = memory == MAP_FAILED ? failed() : std::system_error(std::error_code());
+  const auto error = failed();  // before close, which may set errno too
   close(file);
   if (!regular) throw ArchiveError("it is no regular file");
   if (memory == MAP_FAILED) throw error;

@@ -216,7 +216,7 @@ FrozenModel FrozenModel::load(const std::string& path) {
     state->metadata.json = read_metadata_text(path, *archive);
     const Json root = Json::parse(state->metadata.json);
     parse_metadata(root, state->metadata);
-    Preprocessor(state->metadata.preprocess, Isa::scalar);  // judges the numbers
+    const Preprocessor judge(state->metadata.preprocess, Isa::scalar);  // of the numbers
     state->network = read_network(root.at("network"), archive);
   } catch (const JsonError& error) {
     throw ModelError(path + ": swsl.json inside it: " + error.what());

@@ -3,6 +3,8 @@
 #include <charconv>
 #include <cmath>
 #include <cstdio>
+#include <locale>
+#include <sstream>
 
 namespace swsl {
 
@@ -133,7 +135,14 @@ class JsonParser {
       return;
     }
     double real = 0;
-    if (std::from_chars(first, last, real).ec != std::errc()) fail("a number that a double can hold", start);
+#ifdef __cpp_lib_to_chars
+    const bool held = std::from_chars(first, last, real).ec == std::errc();
+#else  // macOS's library reads doubles in streams alone
+    std::istringstream text(std::string(first, last));
+    text.imbue(std::locale::classic());
+    const bool held = static_cast<bool>(text >> real);
+#endif
+    if (!held) fail("a number that a double can hold", start);
     result.value_ = real;
   }
 

@@ -93,7 +93,8 @@ Axis make_axis(const AxisGeometry& geometry, Interpolation interpolation) {
 
   Axis axis;
   axis.geometry = geometry;
-  axis.stride = static_cast<int>(std::ceil(filter.support)) * 2 + 1;
+  const int most_taps = static_cast<int>(std::ceil(filter.support)) * 2 + 1;
+  axis.stride = (most_taps + 3) / 4 * 4;
   axis.coefficients.resize(static_cast<std::size_t>(geometry.count) * axis.stride);
   std::vector<double> weights(axis.stride);
   for (int i = 0; i < geometry.count; ++i) {

@@ -38,7 +38,7 @@ struct Axis {
   AxisGeometry geometry;
   int begin = 0;  // the source pixels with an influence: [begin, end)
   int end = 0;
-  int stride = 0;
+  int stride = 0;  // a multiple of 4, so that vectors of coefficients can be loaded
   std::vector<std::int32_t> start;
   std::vector<std::int32_t> taps;
   std::vector<std::int32_t> coefficients;  // zero from taps[i] to stride

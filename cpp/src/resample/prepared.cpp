@@ -68,9 +68,9 @@ AxisView view(const Axis& axis) {
 
 }  // namespace
 
-void resample(Isa isa, const std::uint8_t* pixels, std::ptrdiff_t row_stride, const PreparedAxis& rows,
-              const PreparedAxis& columns, const Normalization& normalization, const Destination& destination,
-              std::vector<std::uint8_t>& scratch) {
+void resample([[maybe_unused]] Isa isa, const std::uint8_t* pixels, std::ptrdiff_t row_stride,
+              const PreparedAxis& rows, const PreparedAxis& columns, const Normalization& normalization,
+              const Destination& destination, std::vector<std::uint8_t>& scratch) {
   const Job job{pixels, row_stride, view(rows.axis), view(columns.axis), &normalization, destination};
 #if defined(__x86_64__)
   const RowGroups groups = rows.row_table.view();
@@ -84,6 +84,11 @@ void resample(Isa isa, const std::uint8_t* pixels, std::ptrdiff_t row_stride, co
                   aligned(scratch, scratch_size_avx2(job, groups)));
     return;
   }
+#elif defined(__aarch64__)
+  if (isa == Isa::neon) {
+    resample_neon(job, scratch);
+    return;
+  }
 #endif
   resample_scalar(job, scratch);
 }
@@ -93,6 +98,11 @@ void vertical([[maybe_unused]] Isa isa, const std::uint8_t* pixels, std::ptrdiff
 #if defined(__x86_64__)
   if (isa != Isa::scalar) {
     vertical_avx2(pixels, row_stride, view(rows.axis), row_bytes, output);
+    return;
+  }
+#elif defined(__aarch64__)
+  if (isa == Isa::neon) {
+    vertical_neon(pixels, row_stride, view(rows.axis), row_bytes, output);
     return;
   }
 #endif

@@ -7,6 +7,10 @@
 #include <string>
 #include <vector>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "resample/axis.h"
 #include "resample/kernels/scalar.h"
 #include "resample/normalization.h"
@@ -68,34 +72,49 @@ Workspace& workspace() {
   return mine;
 }
 
+#if defined(__x86_64__)
+bool has_f16c() {  // Clang knows it by no name
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
+
 }  // namespace
 
 std::string_view isa_name(Isa isa) noexcept {
-  return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "scalar";
+  switch (isa) {
+    case Isa::scalar: break;
+    case Isa::neon: return "neon";
+    case Isa::avx2: return "avx2";
+    case Isa::avx512: return "avx512";
+  }
+  return "scalar";
 }
 
 bool isa_available(Isa isa) noexcept {
 #if defined(__x86_64__)
-  if (isa == Isa::avx2)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (isa == Isa::avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   if (isa == Isa::avx512)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
+#elif defined(__aarch64__)
+  if (isa == Isa::neon) return true;
 #endif
   return isa == Isa::scalar;
 }
 
 Isa default_isa() {
   const char* wanted = std::getenv("SWSL_ISA");
-  for (const Isa isa : {Isa::avx512, Isa::avx2, Isa::scalar}) {
+  for (const Isa isa : {Isa::avx512, Isa::avx2, Isa::neon, Isa::scalar}) {
     if (!wanted || !*wanted) {
       if (isa_available(isa)) return isa;
     } else if (isa_name(isa) == wanted) {
       return isa;
     }
   }
-  throw std::invalid_argument("SWSL_ISA is \"" + std::string(wanted) + "\", expected scalar, avx2 or avx512");
+  throw std::invalid_argument("SWSL_ISA is \"" + std::string(wanted) +
+                              "\", expected scalar, neon, avx2 or avx512");
 }
 
 struct Preprocessor::State {

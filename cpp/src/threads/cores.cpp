@@ -1,6 +1,8 @@
 #include "threads/cores.h"
 
+#ifdef __linux__
 #include <sched.h>
+#endif
 
 #include <cmath>
 #include <cstdlib>
@@ -15,11 +17,13 @@ namespace swsl {
 namespace {
 
 int cores_of_affinity() {
+#ifdef __linux__
   for (int size = 1024; size <= 1 << 20; size *= 4) {  // the kernel refuses a set too small for the machine
     std::vector<unsigned long> bits(size / (8 * sizeof(unsigned long)));
     auto* set = reinterpret_cast<cpu_set_t*>(bits.data());
     if (sched_getaffinity(0, size / 8, set) == 0) return CPU_COUNT_S(size / 8, set);
   }
+#endif
   return static_cast<int>(std::thread::hardware_concurrency());
 }
 

@@ -149,8 +149,8 @@ void on_every_isa(Make make) {
     random_engine.seed(20240607);
     make(kernels);
   };
-  for (const cpu::Isa isa :
-       {cpu::Isa::portable, cpu::Isa::avx2, cpu::Isa::avx512, cpu::Isa::avx512bf16, cpu::Isa::amx})
+  for (const cpu::Isa isa : {cpu::Isa::portable, cpu::Isa::neon, cpu::Isa::avx2, cpu::Isa::avx512,
+                             cpu::Isa::avx512bf16, cpu::Isa::amx})
     for (const bool bfloat16 : {false, true})
       if (const KernelSet* found = kernels(isa, bfloat16)) check(*found);
   check(twin_kernels());

@@ -52,7 +52,7 @@ struct TileTwin {
   // Its loops touch nothing but tiles: checking each of their steps too would take most of a sanitizer's
   // time.
   template <int sums, int left, int right>
-  [[gnu::no_sanitize("address", "undefined")]] static void multiply() {
+  __attribute__((no_sanitize("address", "undefined"))) static void multiply() {
     const int rows = rows_of(loaded(sums)), columns = configuration.row_bytes[sums] / 4,
               pairs = rows_of(loaded(right));
     if (rows != rows_of(loaded(left)) || pairs != configuration.row_bytes[left] / 4 ||

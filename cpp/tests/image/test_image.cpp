@@ -27,13 +27,14 @@ using fixtures::JpegKind;
 TEST(png_of_every_kind) {
   constexpr int height = 11, width = 13;
   const int channels[] = {1, 0, 3, 1, 2, 0, 4};
-  for (const auto& [colour, depths] : {std::pair{0, std::vector{1, 2, 4, 8, 16}},
-                                       {2, {8, 16}},
-                                       {3, {1, 2, 4, 8}},
-                                       {4, {8, 16}},
-                                       {6, {8, 16}}})
-    for (const int depth : depths)
+  for (const auto& kind : {std::pair{0, std::vector{1, 2, 4, 8, 16}},
+                           {2, {8, 16}},
+                           {3, {1, 2, 4, 8}},
+                           {4, {8, 16}},
+                           {6, {8, 16}}})
+    for (const int depth : kind.second)
       for (const bool interlaced : {false, true}) {
+        const int colour = kind.first;  // Clang 14's lambdas take no part of a pair
         const std::size_t row_size = (static_cast<std::size_t>(width) * channels[colour] * depth + 7) / 8;
         const Bytes rows = fixtures::picture(height, static_cast<int>(row_size), 1);
         // Two colours short of what the indices can name: those are black.

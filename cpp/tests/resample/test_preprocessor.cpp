@@ -251,7 +251,7 @@ TEST(rows_may_lie_apart_or_backwards_or_be_the_same) {
     flipped.pixels.insert(flipped.pixels.end(), opposite, opposite + 273);
     repeated.pixels.insert(repeated.pixels.end(), image.pixels.begin(), image.pixels.begin() + 273);
   }
-  for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512}) {
+  for (const Isa isa : {Isa::scalar, Isa::neon, Isa::avx2, Isa::avx512}) {
     if (!swsl::isa_available(isa)) continue;
     std::vector<float> output(3 * 224 * 224);
     const Preprocessor preprocessor(imagenet, isa);
@@ -267,7 +267,7 @@ TEST(rows_may_lie_apart_or_backwards_or_be_the_same) {
 TEST(repeated_sizes_allocate_nothing) {
   const auto wide = noise(392, 500), tall = noise(1200, 300);  // both orders of the passes
   std::vector<float> output(3 * 224 * 224);
-  for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512}) {
+  for (const Isa isa : {Isa::scalar, Isa::neon, Isa::avx2, Isa::avx512}) {
     if (!swsl::isa_available(isa)) continue;
     const Preprocessor preprocessor(imagenet, isa);
     const auto both = [&] {
@@ -357,7 +357,7 @@ TEST(the_environment_names_the_instruction_set) {
   setenv("SWSL_ISA", "scalar", 1);
   CHECK(Preprocessor(imagenet).isa() == Isa::scalar);
   setenv("SWSL_ISA", "sse9", 1);
-  CHECK_THROWS(std::invalid_argument, "SWSL_ISA is \"sse9\", expected scalar, avx2 or avx512",
+  CHECK_THROWS(std::invalid_argument, "SWSL_ISA is \"sse9\", expected scalar, neon, avx2 or avx512",
                Preprocessor(imagenet));
   setenv("SWSL_ISA", "avx512", 1);
   if (swsl::isa_available(Isa::avx512))

@@ -138,7 +138,7 @@ std::vector<std::uint8_t> run(const Case& c, Isa isa, const swsl::ImageView& ima
 
 std::vector<Isa> vector_paths() {
   std::vector<Isa> result;
-  for (const Isa isa : {Isa::avx2, Isa::avx512})
+  for (const Isa isa : {Isa::neon, Isa::avx2, Isa::avx512})
     if (swsl::isa_available(isa)) result.push_back(isa);
   return result;
 }
@@ -174,7 +174,7 @@ long from_environment(const char* name, long otherwise) {
 }  // namespace
 
 TEST(fuzz) {
-  for (const Isa isa : {Isa::avx2, Isa::avx512})
+  for (const Isa isa : {Isa::neon, Isa::avx2, Isa::avx512})
     if (!swsl::isa_available(isa))
       std::printf("not tested, this CPU lacks it: %s\n", swsl::isa_name(isa).data());
   const long seed = from_environment("SWSL_FUZZ_SEED", -1);

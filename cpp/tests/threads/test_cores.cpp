@@ -130,6 +130,7 @@ TEST(the_smallest_quota_of_the_groups_around_counts) {
   CHECK_EQ(swsl::cgroup_cpu_quota(root / "nothing", root), HUGE_VAL);
 }
 
+#ifdef __linux__
 TEST(affinity_counts) {
   cpu_set_t before, one;
   CHECK_EQ(sched_getaffinity(0, sizeof before, &before), 0);
@@ -144,6 +145,7 @@ TEST(affinity_counts) {
   CHECK_EQ(swsl::available_cores(), 1);
   sched_setaffinity(0, sizeof before, &before);
 }
+#endif
 
 TEST(what_a_scheduler_allots_counts) {
   for (const char* text : {"3", " 3 ", "3,2", "3, 2,1"}) CHECK_EQ(swsl::omp_num_threads(text).value_or(0), 3);

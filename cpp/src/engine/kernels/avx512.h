@@ -1,8 +1,10 @@
 // Vectors of 16 sums in AVX-512, as its kernels for either type have them.
 #pragma once
 
+#ifndef __clang__
 #pragma GCC diagnostic ignored "-Wuninitialized"  // false alarms inside GCC 12's own intrinsics header
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 
 #include "engine/kernels/kernel_templates.h"

@@ -45,6 +45,7 @@ bool supported(Isa isa) {
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   switch (isa) {
     case Isa::portable: return true;
+    case Isa::neon: return false;
     case Isa::avx2: return avx2;
     case Isa::avx512: return avx512;
     case Isa::avx512bf16:
@@ -59,6 +60,7 @@ const KernelSet* kernels(Isa isa, bool bfloat16) {
   if (!supported(isa)) return nullptr;
   switch (isa) {
     case Isa::portable: return bfloat16 ? &portable_bfloat16_kernels() : &portable_kernels();
+    case Isa::neon: return nullptr;
     case Isa::avx2: return bfloat16 ? &avx2_bfloat16_kernels() : &avx2_kernels();
     case Isa::avx512: return bfloat16 ? nullptr : &avx512_kernels();
     case Isa::avx512bf16: return bfloat16 ? &avx512bf16_kernels() : nullptr;
@@ -74,10 +76,18 @@ std::string why_no_tiles() {
          (refused == ENOSPC ? "a signal stack of it is too small" : std::strerror(refused));
 }
 #else
-bool supported(Isa isa) { return isa == Isa::portable; }
+bool supported(Isa isa) {
+#ifdef __aarch64__
+  if (isa == Isa::neon) return true;
+#endif
+  return isa == Isa::portable;
+}
 
 const KernelSet* kernels(Isa isa, bool bfloat16) {
   if (!supported(isa)) return nullptr;
+#ifdef __aarch64__
+  if (isa == Isa::neon) return bfloat16 ? nullptr : &neon_kernels();
+#endif
   return bfloat16 ? &portable_bfloat16_kernels() : &portable_kernels();
 }
 
@@ -85,7 +95,7 @@ std::string why_no_tiles() { return ""; }
 #endif
 
 const KernelSet& best_kernels(bool bfloat16) {
-  for (const Isa isa : {Isa::amx, Isa::avx512bf16, Isa::avx512, Isa::avx2})
+  for (const Isa isa : {Isa::amx, Isa::avx512bf16, Isa::avx512, Isa::avx2, Isa::neon})
     if (const KernelSet* found = kernels(isa, bfloat16)) return *found;
   return *kernels(Isa::portable, bfloat16);
 }
@@ -93,6 +103,7 @@ const KernelSet& best_kernels(bool bfloat16) {
 const char* name(Isa isa) {
   switch (isa) {
     case Isa::portable: return "any processor";
+    case Isa::neon: return "neon";
     case Isa::avx2: return "avx2";
     case Isa::avx512: return "avx512";
     case Isa::avx512bf16: return "avx512bf16";

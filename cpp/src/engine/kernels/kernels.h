@@ -15,7 +15,7 @@
 
 namespace swsl::cpu {
 
-enum class Isa { portable, avx2, avx512, avx512bf16, amx };
+enum class Isa { portable, neon, avx2, avx512, avx512bf16, amx };
 
 inline constexpr std::ptrdiff_t line_bytes = 64;
 inline constexpr int line_steps = 16;
@@ -104,6 +104,7 @@ struct KernelSet {
 
 const KernelSet& portable_kernels();
 const KernelSet& portable_bfloat16_kernels();
+const KernelSet& neon_kernels();
 const KernelSet& avx2_kernels();
 const KernelSet& avx2_bfloat16_kernels();
 const KernelSet& avx512_kernels();

@@ -8,8 +8,10 @@
 #if defined(__x86_64__)
 
 // GCC 12 takes its own _mm512_undefined_*() for a mistake of ours.
+#ifndef __clang__
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 
 #include "resample/kernels/arithmetic.h"

@@ -14,8 +14,8 @@ std::uint8_t filter(const std::uint8_t* pixels, std::ptrdiff_t step, const AxisV
 }
 
 template <typename Value>
-void store_row(const std::uint8_t* row, int columns, const Value (&table)[3][256], const Destination& to,
-               int y) {
+void store_values(const std::uint8_t* row, int columns, const Value (&table)[3][256], const Destination& to,
+                  int y) {
   Value* output = static_cast<Value*>(to.data) + y * to.row_stride;
   for (int x = 0; x < columns; ++x)
     for (int c = 0; c < 3; ++c)
@@ -52,14 +52,16 @@ void resample_scalar(const Job& job, std::vector<std::uint8_t>& scratch) {
   }
   vertical_scalar(narrowed, row_bytes, rows, row_bytes, finished);
 
+  for (int y = 0; y < rows.count; ++y) store_row(job, finished + y * row_bytes, y);
+}
+
+void store_row(const Job& job, const std::uint8_t* row, int y) {
   const Normalization& tables = *job.normalization;
-  for (int y = 0; y < rows.count; ++y) {
-    const std::uint8_t* row = finished + y * row_bytes;
-    switch (job.destination.element) {
-      case Element::float32: store_row(row, columns.count, tables.float32, job.destination, y); break;
-      case Element::bfloat16: store_row(row, columns.count, tables.bfloat16, job.destination, y); break;
-      case Element::float16: store_row(row, columns.count, tables.float16, job.destination, y); break;
-    }
+  const int columns = job.columns.count;
+  switch (job.destination.element) {
+    case Element::float32: store_values(row, columns, tables.float32, job.destination, y); break;
+    case Element::bfloat16: store_values(row, columns, tables.bfloat16, job.destination, y); break;
+    case Element::float16: store_values(row, columns, tables.float16, job.destination, y); break;
   }
 }
 

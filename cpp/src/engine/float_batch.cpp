@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "engine/kernels/bfloat16.h"
+#include "engine/bfloat16.h"
 
 namespace swsl {
 namespace {

@@ -7,7 +7,7 @@
 #include <string_view>
 
 #include "check.h"
-#include "engine/kernels/bfloat16.h"
+#include "engine/bfloat16.h"
 #include "engine/plan/pack.h"
 #include "engine/plan/plan.h"
 #include "engine/plan/reference.h"

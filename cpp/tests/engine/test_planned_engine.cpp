@@ -13,8 +13,8 @@
 #include <swsl/engine.h>
 
 #include "check.h"
+#include "engine/bfloat16.h"
 #include "engine/float_batch.h"
-#include "engine/kernels/bfloat16.h"
 #include "engine/kernels/kernels.h"
 #include "test_data.h"
 

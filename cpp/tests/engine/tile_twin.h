@@ -11,7 +11,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "engine/kernels/bfloat16.h"
+#include "engine/bfloat16.h"
 #include "engine/kernels/matrix_tile.h"
 #include "engine/kernels/portable.h"
 

@@ -4,7 +4,7 @@
 #include <atomic>
 #include <cstring>
 
-#include "engine/kernels/bfloat16.h"
+#include "engine/bfloat16.h"
 #include "threads/thread_pool.h"
 
 namespace swsl::cpu {

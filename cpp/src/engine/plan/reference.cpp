@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "engine/kernels/bfloat16.h"
+#include "engine/bfloat16.h"
 
 namespace swsl::cpu {
 namespace {

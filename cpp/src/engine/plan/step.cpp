@@ -1,5 +1,5 @@
 #include "engine/plan/step.h"
-#include "engine/kernels/bfloat16.h"
+#include "engine/bfloat16.h"
 
 #include <algorithm>
 #include <cstring>

@@ -61,7 +61,7 @@ def path(spec: swsl.PreprocessSpec, tmp_path_factory: pytest.TempPathFactory) ->
     return path
 
 
-@pytest.fixture(params=["scalar", "avx2", "avx512"])
+@pytest.fixture(params=["scalar", "neon", "avx2", "avx512"])
 def runner(request: pytest.FixtureRequest, path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
     monkeypatch.setenv("SWSL_ISA", request.param)
     try:

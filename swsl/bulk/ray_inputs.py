@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from ..image import is_url
-from .ray_sources import Images, Place, Shard, Table, Unit, chunks, place_of
+from .ray_sources import Images, Place, Shard, Table, Unit, absolute, chunks, place_of
 from .rows import written_name
 from .sources import IMAGE_SUFFIXES, UNREAD_SUFFIXES, Skipped, find_images, is_hidden
 
@@ -35,6 +35,10 @@ class Inputs:
         """What is left to read, so many images at once. Which rows of shards and tables are done is found out in reading."""
         left = [place for place in self.images if written_name(place.name) not in done]
         return [*(Images(some) for some in chunks(left, at_once)), *self.shards, *self.tables]
+
+    def without_row(self, done: set[str]) -> list[str]:
+        """The images that are not done. How many a shard or table holds nobody knows before it is read."""
+        return [name for place in self.images if (name := written_name(place.name)) not in done]
 
 
 def find_inputs(
@@ -71,7 +75,7 @@ def find_inputs(
         raise ValueError(
             f"{twice[0]}: is named twice{f', and {len(twice) - 1:,} others' * (len(twice) > 1)}; every image is to have one row"
         )
-    found.tables = _with_columns(found.tables)
+    found.tables = _with_columns(found.tables, {written_name(place.name) for place in places})
     return found
 
 
@@ -81,16 +85,17 @@ def _expand(argument: str, skipped: Skipped) -> Iterator[Place]:
     place = place_of(argument)
     if isinstance(place.files, fs.LocalFileSystem):
         if glob.has_magic(place.path) and not os.path.lexists(place.path) and not is_url(place.name):
-            names = [name for name in glob.glob(place.path, recursive=True) if not os.path.isdir(name)]
+            names = [name for name in glob.glob(place.name, recursive=True) if not os.path.isdir(name)]
             if not names:
                 raise ValueError(f"{argument}: no file matches")
             names.sort(key=os.fsencode)
         elif os.path.isdir(place.path):
-            names = list(find_images([place.path]))
-            _refuse_shards_alone(argument, names == [place.path], os.listdir(place.path))
+            names = list(find_images([place.name]))
+            _refuse_shards_alone(argument, names == [place.name], os.listdir(place.path))
         else:
-            names = [place.path]
-        yield from (Place(name, place.files, name) for name in names)
+            yield place
+            return
+        yield from (Place(name, place.files, absolute(name)) for name in names)
         return
     if glob.has_magic(place.path):
         parts = place.path.split("/")
@@ -152,9 +157,8 @@ def _refuse_shards_alone(folder: str, empty: bool, names: Iterable[str]) -> None
                 )
 
 
-def _with_columns(tables: Sequence[Table]) -> list[Table]:
-    """The tables with the columns that they have, each identity in them alone."""
-    seen: set[str] = set()
+def _with_columns(tables: Sequence[Table], seen: set[str]) -> list[Table]:
+    """The tables with the columns that they have, each identity in them alone, and none of those that were ``seen``."""
     found = []
     with ThreadPoolExecutor(16) as pool:
         for table, (column, ids) in zip(tables, pool.map(_looked_at, tables), strict=True):

@@ -89,7 +89,18 @@ def run(
             say(f"swsl: {type(cause).__name__}; going on from {len(parts.done):,} rows")
             continue
         if not parts.settle():
+            missing = inputs.without_row(parts.done)
+            if missing:
+                raise RuntimeError(
+                    f"ray: {missing[0]}{f' and {len(missing) - 1:,} others' * (len(missing) > 1)} got no row, though Ray Data reports no "
+                    "error; --resume tries again"
+                )
             return
+        vain = 0 if len(parts.done) > before else vain + 1
+        if vain == _VAIN_ATTEMPTS:
+            raise RuntimeError(
+                f"{parts.place.name}: {vain} attempts ended in parts that have rows of other parts, and in no new row"
+            )
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -95,8 +95,9 @@ class Parts:
             with self.place.files.open_input_stream(self._path(_RECORD)) as file:
                 check_record(Path(self.place.name), file.read(), self.record)
         self.place.files.create_dir(self.place.path, recursive=True)
-        with self.place.files.open_output_stream(self._path(_RECORD)) as file:
-            file.write(record_text(self.record).encode())
+        if not parts:  # else it is the same, and a kill amid writing it would leave rows without one
+            with self.place.files.open_output_stream(self._path(_RECORD)) as file:
+                file.write(record_text(self.record).encode())
 
     def settle(self) -> bool:
         """Find out which rows there are, after removing parts that are not whole, and all but one of those that have a row in common:

@@ -7,6 +7,7 @@ file that cannot be read, or not to its end, is a row too: it costs no other.
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 import tarfile
@@ -58,13 +59,18 @@ def place_of(name: str) -> Place:
     local = name.removeprefix("file://")
     remote = _REMOTE.fullmatch(name)
     if remote is None or is_url(name) or local != name:
-        return Place(local, fs.LocalFileSystem(), local)
+        return Place(local, fs.LocalFileSystem(), local if is_url(name) else absolute(local))
     try:
         files, root = fs.FileSystem.from_uri(remote["store"] + (remote["options"] or ""))
     except (OSError, ValueError) as error:
         raise ValueError(f"{name}: {error}") from error
     path = (remote["path"] or "").rstrip("/")
     return Place(remote["store"] + path, files, (root.rstrip("/") + path).removeprefix("//"))
+
+
+def absolute(path: str) -> str:
+    """Ray's processes have working directories of their own."""
+    return os.path.join(os.getcwd(), path)
 
 
 @dataclass(frozen=True)
@@ -105,9 +111,10 @@ class Shard:
                 for member in shard:
                     if not member.isfile() or not is_image(member.name):
                         continue
-                    seen[member.name] += 1
-                    again = f"#{seen[member.name]}" if seen[member.name] > 1 else ""
-                    called = f"{name}/{member.name.removeprefix('./')}{again}"
+                    within = member.name.removeprefix("./")
+                    seen[within] += 1
+                    again = f"#{seen[within]}" if seen[within] > 1 else ""
+                    called = f"{name}/{within}{again}"
                     if member.size > LARGEST:
                         yield _too_large(called)
                         continue

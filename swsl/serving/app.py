@@ -175,6 +175,9 @@ class _Counted:
 
         try:
             await self._app(scope, receive, sent)
+        except Exception:  # which is answered outside of here
+            status = 500
+            raise
         finally:
             self._metrics.request(scope["path"] if scope["path"] in self._paths else "other", status)
 

@@ -15,6 +15,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.types import Receive
 
+from ..bulk.rows import written_error
 from ..image import Fetched
 
 LINGER_SECONDS = 5.0
@@ -60,12 +61,7 @@ async def read_images(request: Request, max_bytes: int, most: int) -> tuple[list
     body = b"".join([chunk async for chunk in _chunks(request, max_bytes)])
     if kind != "application/json":
         return [Fetched(body, "image bytes")], True
-    images = await asyncio.to_thread(_json_list, body)
-    if len(images) > most:
-        raise Refused(
-            413, f"body: expected at most {most} images, got {len(images)}; send them in several requests"
-        )
-    return images, False
+    return await asyncio.to_thread(_json_list, body, most), False
 
 
 async def _chunks(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
@@ -94,19 +90,23 @@ async def _form(request: Request, max_bytes: int, most: int) -> list[Fetched]:
     for name, value in form.multi_items():
         if not isinstance(value, UploadFile):
             raise Refused(400, f"body: {name}: expected files, got a field that has no file name")
-        images.append(Fetched(value.file.read(), value.filename or name))
+        images.append(Fetched(value.file.read(), written_error(value.filename or name)))
     if not images:
         raise Refused(400, "body: expected at least one file, got none")
     return images
 
 
-def _json_list(body: bytes) -> list[Fetched]:
+def _json_list(body: bytes, most: int) -> list[Fetched]:
     try:
         items = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise Refused(400, f"body: no JSON: {error}") from error
     if not isinstance(items, list) or not items:
         raise Refused(400, "body: expected a list of images, each base64 in a string")
+    if len(items) > most:  # before anything is made of them: a small body can hold millions
+        raise Refused(
+            413, f"body: expected at most {most} images, got {len(items)}; send them in several requests"
+        )
     return [Fetched(_decoded(item, number), f"image {number}") for number, item in enumerate(items)]
 
 

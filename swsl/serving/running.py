@@ -15,6 +15,9 @@ from ..system.progress import say
 from .app import make_app
 from .service import Service
 
+CLOSING_SECONDS = 120
+"""In which clients have to have taken their answers once the server is to end."""
+
 
 def bound_socket(host: str, port: int) -> socket.socket:
     """A socket on which nobody listens yet; port 0 is any that is free.
@@ -86,6 +89,7 @@ def run_server(service: Service, sock: socket.socket, *, max_bytes: int) -> None
         server_header=False,
         ws="none",
         lifespan="off",
+        timeout_graceful_shutdown=CLOSING_SECONDS,
     )
     try:
         _Server(config, ready, service.shut).run([sock])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,11 @@ def rows(unit: Unit, done: set[str] = frozenset()) -> dict[str, Any]:  # type: i
 
 
 def test_names_lead_to_places(tmp_path: Path) -> None:
-    assert place_of("a?b=c.jpg").path == "a?b=c.jpg"
+    # Ray's processes have working directories of their own.
+    assert (place_of("a?b=c.jpg").name, place_of("a?b=c.jpg").path) == (
+        "a?b=c.jpg",
+        f"{os.getcwd()}/a?b=c.jpg",
+    )
     assert place_of("file:///a/b.jpg").path == place_of("/a/b.jpg").path == "/a/b.jpg"
     found = place_of("s3://bucket/photos/a ?.jpg?region=eu-west-1&scheme=http")
     assert (found.name, found.path) == ("s3://bucket/photos/a ?.jpg", "bucket/photos/a ?.jpg")
@@ -232,3 +237,13 @@ def test_units_hold_what_is_left() -> None:
     places = [place_of(f"{number}.jpg") for number in range(10)]
     units = Inputs(places).units({"3.jpg"}, 4)
     assert [len(unit.places) for unit in units if isinstance(unit, Images)] == [4, 4, 1]
+
+
+def test_members_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"some bytes")
+    with tarfile.open(tmp_path / "x.tar", "w") as shard:
+        for name in ("a.jpg", "./a.jpg", "a.jpg"):
+            shard.add(tmp_path / "a.jpg", name)
+    name = f"{tmp_path}/x.tar"
+    (unit,) = find_inputs([name]).units(set(), 1)
+    assert [path for path, *_ in unit.rows()] == [f"{name}/a.jpg", f"{name}/a.jpg#2", f"{name}/a.jpg#3"]

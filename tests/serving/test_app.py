@@ -269,6 +269,7 @@ def test_a_failed_runner_is_told(file: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert answer.json() == {"error": "RuntimeError: no more memory"}
         assert client.get("/health").json() == {"status": "failed"}
         assert client.post("/classify", content=PHOTO).status_code == 503
+        assert 'path="/classify",status="500"} 1.0' in client.get("/metrics").text
     service.close()
 
 

@@ -48,7 +48,11 @@ def cluster_of(*cpus: int) -> Iterator[Any]:
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         patch.setenv("PYTHONPATH", subprocess_environment().get("PYTHONPATH", ""))
         first, *others = ({"num_cpus": each, "object_store_memory": STORE} for each in cpus)
-        cluster = Cluster(initialize_head=True, head_node_args={**first, "include_dashboard": False})
+        patient = {
+            "health_check_timeout_ms": 60_000
+        }  # a busy machine is no dead node; one that is gone refuses at once
+        head = {**first, "include_dashboard": False, "_system_config": patient}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             for each in others:
                 cluster.add_node(**each)

@@ -193,7 +193,7 @@ def _read(place: Place) -> Row:
                 data = file.read(LARGEST + 1)
         return _too_large(place.name) if len(data) > LARGEST else (place.name, data, None)
     except ImageError as error:
-        return place.name, None, str(error)
+        return place.name, None, str(error).replace(place.path, place.name, 1)
     except (OSError, ValueError) as error:
         return place.name, None, f"{place.name}: cannot be read: {error}"
 

@@ -46,15 +46,18 @@ def bucket(cluster: Any) -> Any:
 
 
 def test_a_folder_is_the_single_machines(
-    cluster: Any, photos: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    """An unknown file, one without bytes, and one that is not there among them; then more images."""
+    cluster: Any, photos: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """An unknown file, one without bytes, and one that is not there among them; then more images. The names are relative to a folder
+    in which no process of the cluster was started."""
+    monkeypatch.chdir(photos.parent)
     odd = os.fsencode(photos) + b"/\xff.jpg"
     Path(os.fsdecode(odd)).write_bytes(photograph(1000))
-    images = [str(photos), "missing.jpg"]
+    images = [photos.name, "missing.jpg"]
     options = [*tiny, "--outputs", ALL, "--top-k", "3"]
     assert main(["classify", *images, *options, "-o", str(tmp_path / "one.parquet")]) == 1
-    out = tmp_path / "out"
+    out = Path("out")
     assert main(["classify", *images, *options, "--ray", "auto", "-o", str(out)]) == 1
     assert f"swsl: 94 rows are in {out}, 3 of them with an error\n" in capsys.readouterr().err
     same_rows(rows_of(out), rows_of(tmp_path / "one.parquet"))
@@ -63,7 +66,7 @@ def test_a_folder_is_the_single_machines(
 
     os.unlink(odd)
     parts = sorted(out.glob("*.parquet"))
-    assert main(["classify", str(photos), *options, "--ray", "auto", "-o", str(out)]) == 1
+    assert main(["classify", photos.name, *options, "--ray", "auto", "-o", str(out)]) == 1
     assert "holds rows of an earlier run; --resume goes on with it" in capsys.readouterr().err
     assert (
         main(["classify", *images, *options, "--top-k", "4", "--ray", "auto", "-o", str(out), "--resume"])

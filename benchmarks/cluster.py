@@ -1,7 +1,7 @@
 """A folder of photographs through Ray Data on one and on two nodes, against one machine's runner with the same cores.
 
     pip install '.[ray]'
-    python benchmarks/ray.py --docs docs/scale.md
+    python benchmarks/cluster.py --docs docs/scale.md
 
 The nodes are Ray's of this one machine, each with its own object store and as many of the machine's cores as its share is. Rounds
 take turns: the single machine's command, Ray on one node of all cores, Ray on two nodes of half each. Every run ends in Parquet. What
@@ -16,13 +16,10 @@ import contextlib
 import logging
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-sys.path.append(sys.path.pop(0))  # or Ray would be this file
 
 import report
 import torch

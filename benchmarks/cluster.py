@@ -68,6 +68,7 @@ def nodes(count: int, cores: int) -> Iterator[None]:
 
 def on_ray(model: Path, paths: list[str], target: Path) -> None:
     shipped = Shipped(model, Options())
+    shipped.send()
     parts = Parts(str(target), shipped.record)
     parts.open(False)
     run(find_inputs(paths), parts, shipped, device="cpu")

@@ -115,8 +115,9 @@ def classify(
         raise ValueError(f"outputs: expected one or more of {', '.join(get_args(Output))}, got {outputs!r}")
     ordered = tuple(name for name in get_args(Output) if name in names)
     options = Options(ordered, top_k, dtype, batch_size, exif_orientation, max_pixels)
-    start_ray()
     shipped = Shipped(model, options)
+    start_ray()
+    shipped.send()
     pool = room_for(cpus_per_actor, device)
     # One less than it has: Ray's own reading and writing tasks want a CPU each, and would wait for one for ever.
     return answers(dataset, shipped, pool, image=image, id=id, counted=pool.cores - 1)
@@ -184,7 +185,7 @@ def pool_of(nodes: Sequence[tuple[int, int]], cpus_per_actor: int | None, device
 
 class Shipped:
     """A frozen module on its way from this process to every node, with what else an actor must know. It is opened here first, on the
-    CPU, so that a bad one fails before anything is sent.
+    CPU, so that a bad one fails before Ray is asked for anything.
 
     Raises:
         ModelError: it is missing or no frozen module.
@@ -192,8 +193,6 @@ class Shipped:
     """
 
     def __init__(self, model: str | os.PathLike[str], options: Options) -> None:
-        import ray
-
         if options.dtype not in ("float32", "bfloat16", "float16", "tf32"):
             raise ValueError(
                 f"dtype: expected float32, bfloat16, float16 or tf32, got {options.dtype!r}: nodes could choose differently"
@@ -209,7 +208,14 @@ class Shipped:
             self.record: Record = {**record, "dtype": options.dtype}
         self.version = __version__
         self.sha256, self.suffix = file_sha256(path), path.suffix
-        self._bytes = ray.put(path.read_bytes())
+        self._path = path
+        self._bytes: Any = None
+
+    def send(self) -> None:
+        """Into the object store of the cluster that this process is connected to."""
+        import ray
+
+        self._bytes = ray.put(self._path.read_bytes())
 
     @property
     def columns(self) -> Columns:
@@ -253,9 +259,10 @@ def answers(
     image: str,
     id: str,  # noqa: A002
     counted: int,
+    error: str | None = None,
 ) -> Dataset:
-    """The dataset's rows through the pool's actors, for each of which Ray counts so many CPUs. A column ``error`` says, where it is not
-    null, why there are no bytes."""
+    """The dataset's rows through the pool's actors, for each of which Ray counts so many CPUs. The column ``error`` says, where it is
+    not null, why there are no bytes."""
     from ray.data import ActorPoolStrategy
     from ray.util.annotations import RayDeprecationWarning
 
@@ -264,13 +271,14 @@ def answers(
         warnings.simplefilter("ignore", RayDeprecationWarning)
         return dataset.map_batches(
             Answers,
-            fn_constructor_args=(shipped, pool.device, pool.cores, image, id),
+            fn_constructor_args=(shipped, pool.device, pool.cores, image, id, error),
             batch_size=None,  # blocks as they are: their bytes are bounded, where a number of images is not
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=ActorPoolStrategy(size=pool.actors),
             num_cpus=counted,
             num_gpus=pool.gpus or None,
+            scheduling_strategy="SPREAD",  # one that counts a core less than it takes would share its node else
             max_task_retries=TASK_RETRIES,
         )
 
@@ -282,17 +290,25 @@ class Answers:
         shipped: the model.
         device: "cpu" or "cuda".
         cores: that the runner keeps to. Ray says as many in ``OMP_NUM_THREADS``, which it leaves out if the user has set it.
-        image, id: the columns to take.
+        image, id, error: the columns to take, the last if there is one.
     """
 
-    def __init__(self, shipped: Shipped, device: str, cores: int, image: str, id: str) -> None:  # noqa: A002
+    def __init__(
+        self,
+        shipped: Shipped,
+        device: str,
+        cores: int,
+        image: str,
+        id: str,  # noqa: A002
+        error: str | None,
+    ) -> None:
         if shipped.version != __version__:
             raise RuntimeError(
                 f"this node has swsl {__version__}, and the run was begun by {shipped.version}; install one on all"
             )
         self._runner = open_on(shipped.local_file(), shipped.options, device, cores)
         self._options, self._columns = shipped.options, shipped.columns
-        self._image, self._id = image, id
+        self._image, self._id, self._error = image, id, error
 
     def __call__(self, batch: Any) -> Any:
         for column in (self._image, self._id):
@@ -304,9 +320,7 @@ class Answers:
 
         ids = batch[self._id].cast(pa.string()).combine_chunks()
         names = ids.to_pylist()
-        failed: list[str | None] = [None] * len(names)
-        if "error" in batch.column_names:
-            failed = batch["error"].to_pylist()
+        failed: list[str | None] = batch[self._error].to_pylist() if self._error else [None] * len(names)
         sources: list[Fetched] = []
         for row, data in enumerate(_bytes_of(batch[self._image])):
             if not failed[row] and data is None:

@@ -138,7 +138,7 @@ def _attempt(inputs: Inputs, parts: Parts, shipped: Shipped, pool: Pool) -> None
             concurrency=pool.actors * max(pool.cores // _CORES_READ_FOR, 1),
             override_num_blocks=len(units),
         )
-        rows = answers(images, shipped, pool, image="image", id="path", counted=pool.cores)
+        rows = answers(images, shipped, pool, image="image", id="path", error="error", counted=pool.cores)
         rows.write_parquet(
             parts.place.path,
             filesystem=parts.place.files,

@@ -6,11 +6,13 @@ import argparse
 import contextlib
 import logging
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..system.progress import say
 from .arguments import positive, refuse_two_models
 from .engines import cached_export
 
@@ -23,6 +25,7 @@ _NOT_WITH_RAY = {
     "threads": "each actor has as many as its CPUs",
     "cores": "give --cpus-per-actor",
 }
+_CONNECT_SECONDS = 10.0
 _WITH_RAY_ALONE = ("cpus_per_actor", "image_column", "id_column")
 
 
@@ -56,12 +59,13 @@ def refuse_without_ray(arguments: argparse.Namespace) -> None:
 
 def run_on_ray(arguments: argparse.Namespace, outputs: Sequence[Output], top_k: int = 5) -> int:
     _check(arguments)
+    _import_ray()
     from ..bulk.ray import Options, Shipped
     from ..bulk.ray_inputs import find_inputs
     from ..bulk.ray_job import check_reach, run
     from ..bulk.ray_parts import Parts
     from ..image import MAX_PIXELS
-    from ..system.progress import say, working
+    from ..system.progress import working
 
     with working("listing the images"):
         inputs = find_inputs(
@@ -78,11 +82,12 @@ def run_on_ray(arguments: argparse.Namespace, outputs: Sequence[Output], top_k: 
     )
     parts: Parts | None = None
     try:
-        with _connected(arguments.ray):
-            shipped = Shipped(module, options)
-            parts = Parts(arguments.output, shipped.record)
-            with parts.only_writer():
-                parts.open(arguments.resume)
+        shipped = Shipped(module, options)
+        parts = Parts(arguments.output, shipped.record)
+        with parts.only_writer():
+            parts.open(arguments.resume)
+            with _connected(arguments.ray):
+                shipped.send()
                 check_reach(inputs, parts)
                 run(inputs, parts, shipped, cpus_per_actor=arguments.cpus_per_actor, device=arguments.device)
     except KeyboardInterrupt as error:
@@ -127,30 +132,53 @@ def _check(arguments: argparse.Namespace) -> None:
         )
 
 
-@contextlib.contextmanager
-def _connected(address: str) -> Iterator[None]:
-    """The block has Ray, whose own handlers of signals are put away: the command has some."""
+def _import_ray() -> Any:
     try:
         import ray.data
     except ImportError as error:
         raise ImportError("--ray: Ray Data is not there: pip install 'swsl[ray]'") from error
+    return ray
+
+
+@contextlib.contextmanager
+def _connected(address: str) -> Iterator[None]:
+    """The block has Ray, whose own handlers of signals are put away: the command has some."""
+    ray = _import_ray()
     if ray.is_initialized():
         yield
         return
+    _refuse_absent(address)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    alone = {"include_dashboard": False, **quiet}
     numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     handlers = {number: signal.getsignal(number) for number in numbers}
     try:
-        if address == "local":
-            quiet["include_dashboard"] = False
+        joined = address != "local"
         try:
-            ray.init(address, **quiet)
+            ray.init(address, **(quiet if joined else alone))
         except ConnectionError as error:
             if address != "auto":
                 raise ConnectionError(f"--ray: no cluster at {address}: {error}") from error
-            ray.init("local", include_dashboard=False, **quiet)
+            joined = False
+            ray.init("local", **alone)
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        cpus = int(ray.cluster_resources().get("CPU", 0))
+        where = f"the cluster at {ray.get_runtime_context().gcs_address}" if joined else "this machine alone"
+        say(f"swsl: Ray on {where}: {nodes} node{'s' * (nodes != 1)}, {cpus} CPUs")
         yield
     finally:
         ray.shutdown()
+
+
+def _refuse_absent(address: str) -> None:
+    """Ray itself would ask for two minutes, whatever is pressed."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+        except OSError as error:
+            raise ConnectionError(
+                f"--ray: no cluster at {address}: {error}; ray start --head begins one"
+            ) from error

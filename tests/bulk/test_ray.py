@@ -11,7 +11,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from ray_cluster import MARKS, add_to_tar, cluster_of, make_folder, photograph, rows_of, same_rows, schema_of
+from ray_cluster import (
+    MARKS,
+    add_to_tar,
+    cluster_of,
+    make_folder,
+    photograph,
+    rows_of,
+    same_rows,
+    schema_of,
+    swsl_process,
+)
 
 import swsl
 from swsl.bulk import ray as swsl_ray
@@ -180,7 +190,8 @@ def test_any_dataset(cluster: Any, tiny: list[str], tmp_path: Path) -> None:
     images = [photograph(number) for number in range(20)] + [b"no image", None]
     with swsl.Runner(model) as runner:
         expected = runner.run(images[:20], ["predictions", "embedding"], top_k=2)
-    plain = pa.table({"key": pa.array(range(22)), "jpeg": pa.array(images)})
+    # A column of the user's own may be called error.
+    plain = pa.table({"key": pa.array(range(22)), "jpeg": pa.array(images), "error": ["of focus"] * 22})
     nested = pa.table({"key": plain["key"], "jpeg": [{"bytes": data, "path": ""} for data in images]})
     for name, table in (("plain", plain), ("nested", nested)):
         pq.write_table(table, tmp_path / f"{name}.parquet")
@@ -208,10 +219,32 @@ def test_any_dataset(cluster: Any, tiny: list[str], tmp_path: Path) -> None:
 
 def test_a_nodes_copy_of_the_model_is_checked(cluster: Any, tiny: list[str]) -> None:
     shipped = Shipped(tiny[1], Options())
+    shipped.send()
     copy = shipped.local_file()
     assert copy.read_bytes() == Path(tiny[1]).read_bytes()
     copy.write_bytes(b"cut off")
     assert shipped.local_file().read_bytes() == Path(tiny[1]).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("address", "model", "says"),
+    [
+        ("127.0.0.1:9", None, "--ray: no cluster at 127.0.0.1:9: "),
+        ("local", "missing.pt", "missing.pt: no such file"),
+    ],
+)
+def test_what_needs_no_cluster_to_be_refused(
+    address: str, model: str | None, says: str, photos: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    """At once: Ray takes ten seconds to start, and two minutes to give a cluster up."""
+    out = tmp_path / "out"
+    process = swsl_process(
+        "classify", str(photos), "--runner", model or tiny[1], "--ray", address, "-o", str(out)
+    )
+    text = process.communicate(timeout=60)[0]
+    assert process.returncode == 1
+    assert says in text
+    assert "swsl: Ray on" not in text
 
 
 def test_files_that_a_node_does_not_see(

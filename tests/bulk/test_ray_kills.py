@@ -134,25 +134,32 @@ def test_actors(cluster: Any, command: list[str], expected: list[dict[str, Any]]
         same_rows(rows_of(out), expected)
 
 
+@pytest.mark.parametrize("another", [False, True], ids=["and none comes", "and another comes"])
 def test_a_node_leaves(
-    cluster: Any, command: list[str], expected: list[dict[str, Any]], tmp_path: Path,
+    another: bool, cluster: Any, command: list[str], expected: list[dict[str, Any]], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
 ) -> None:  # fmt: skip
-    """And none comes in its place. Its actor, its blocks and its tasks are gone."""
-    monkeypatch.setattr("swsl.bulk.ray_job._LOST_NODE_S", 3.0)
-    rng = random.Random()
-    for run in range(KILLS):
-        node = cluster.add_node(num_cpus=1, object_store_memory=STORE)
+    """Its actor, its blocks and its tasks are gone. Without another the run begins again, with one it need not."""
+    if not another:
+        monkeypatch.setattr("swsl.bulk.ray_job._LOST_NODE_S", 3.0)
+    rng, runs = random.Random(), 0
+    while_running: list[bool] = []
+    while sum(while_running) < KILLS:
+        runs += 1
+        nodes = [cluster.add_node(num_cpus=1, object_store_memory=STORE)]
         cluster.wait_for_nodes()
-        out = tmp_path / f"out{run}"
+        out = tmp_path / f"out{runs}"
         ended = threading.Event()
 
-        def remove(node: Any = node, out: Path = out, ended: threading.Event = ended) -> None:
+        def remove(nodes: list[Any] = nodes, out: Path = out, ended: threading.Event = ended) -> None:
             enough = rng.randrange(4)
             while parts_in(out) < enough and not ended.is_set():
                 time.sleep(0.02)
             time.sleep(rng.uniform(0, 3) if enough else rng.uniform(0, 8))
-            cluster.remove_node(node, allow_graceful=False)
+            while_running.append(not ended.is_set())
+            cluster.remove_node(nodes.pop(), allow_graceful=False)
+            if another:
+                nodes.append(cluster.add_node(num_cpus=1, object_store_memory=STORE))
 
         thread = threading.Thread(target=remove)
         thread.start()
@@ -161,5 +168,9 @@ def test_a_node_leaves(
         finally:
             ended.set()
             thread.join()
-        assert f"{len(expected)} rows are in" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert f"{len(expected)} rows are in" in told
+        assert not (another and "NodeLostError" in told)
         same_rows(rows_of(out), expected)
+        for node in nodes:
+            cluster.remove_node(node)

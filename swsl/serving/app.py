@@ -60,7 +60,7 @@ def make_app(service: Service, *, max_bytes: int) -> FastAPI:
             for image, found in zip(images, answers, strict=True)
         ]
         if all("error" in row for row in rows):
-            words = f"none of the {len(rows)} images can be used"
+            words = f"none of {len(rows)} images can be used" if len(rows) > 1 else rows[0]["error"]
             return JSONResponse({"error": words, "results": rows}, 400)
         return JSONResponse({"results": rows})
 
@@ -104,6 +104,7 @@ def make_app(service: Service, *, max_bytes: int) -> FastAPI:
         except ImageError as error:
             raise Refused(400, str(error)) from error
 
+    @app.head("/health", include_in_schema=False)  # which load balancers ask
     @app.get("/health", summary="200 while images are accepted, else 503")
     async def health() -> Response:
         if service.ready:

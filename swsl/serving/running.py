@@ -25,9 +25,12 @@ def bound_socket(host: str, port: int) -> socket.socket:
     Raises:
         OSError: it cannot be had.
     """
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise OSError(f"host: {host!r} is no name or address of this machine: {error.strerror}") from error
     sock = socket.socket(family, kind, protocol)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -81,6 +84,10 @@ def run_server(service: Service, sock: socket.socket, *, max_bytes: int) -> None
         shown = f"[{host}]" if ":" in host else host
         say(f"swsl: http://{shown}:{port}: {service.runner.info.reason}")
 
+    def shut() -> None:
+        say("swsl: closing, once what was accepted is answered")
+        service.shut()
+
     config = uvicorn.Config(
         make_app(service, max_bytes=max_bytes),
         log_config=None,
@@ -92,7 +99,7 @@ def run_server(service: Service, sock: socket.socket, *, max_bytes: int) -> None
         timeout_graceful_shutdown=CLOSING_SECONDS,
     )
     try:
-        _Server(config, ready, service.shut).run([sock])
+        _Server(config, ready, shut).run([sock])
     finally:
         sock.close()
         service.close()

@@ -107,8 +107,11 @@ def test_several_images_fail_alone(client: Any) -> None:
     assert second["error"].startswith("image 1: is empty")
     none = client.post("/classify", **in_json(b"x", b"y"))
     assert none.status_code == 400
-    assert none.json()["error"] == "none of the 2 images can be used"
+    assert none.json()["error"] == "none of 2 images can be used"
     assert len(none.json()["results"]) == 2
+    one = client.post("/classify", **in_json(b"x"))
+    assert one.status_code == 400
+    assert one.json()["error"] == one.json()["results"][0]["error"]
 
 
 @pytest.mark.parametrize(
@@ -179,6 +182,7 @@ def test_every_error_is_json(client: Any) -> None:
 
 def test_what_it_says_of_itself(client: Any, service: Service) -> None:
     assert client.get("/health").json() == {"status": "ok"}
+    assert client.head("/health").status_code == 200
     facts = json.loads(client.get("/metadata").text, parse_constant=pytest.fail)
     assert facts["labels"] == list(LABELS)
     assert facts["fingerprint"] == service.runner.fingerprint

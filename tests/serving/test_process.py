@@ -225,6 +225,13 @@ def test_a_busy_port_is_told_before_the_model_is_read(tmp_path: Path) -> None:
         assert done.stderr == f"swsl: error: --port: 127.0.0.1:{port} cannot be had: {os.strerror(98)}\n"
 
 
+def test_a_host_that_is_none_of_ours(tmp_path: Path) -> None:
+    done = run(*swsl_command("serve", tmp_path / "none.pt", "--host", "nosuch.invalid"), code=1)
+    assert done.stderr.startswith(
+        "swsl: error: --host: 'nosuch.invalid' is no name or address of this machine"
+    )
+
+
 def test_wrong_usage(file: Path, tmp_path: Path) -> None:
     for options in (["--port", "65536"], ["--port", "x"], ["--max-wait-ms", "-1"], ["--max-queue", "0"]):
         assert f"argument {options[0]}: " in run(*swsl_command("serve", file, *options), code=2).stderr

@@ -206,7 +206,7 @@ class Shipped:
             }
             record = run_record(runner, outputs=options.outputs, top_k=options.top_k)
             self.record: Record = {**record, "dtype": options.dtype}
-        self.version = __version__
+        self.version, self.compiled = __version__, build_info()["compiled"]
         self.sha256, self.suffix = file_sha256(path), path.suffix
         self._path = path
         self._bytes: Any = None
@@ -305,6 +305,10 @@ class Answers:
         if shipped.version != __version__:
             raise RuntimeError(
                 f"this node has swsl {__version__}, and the run was begun by {shipped.version}; install one on all"
+            )
+        if shipped.compiled and not build_info()["compiled"]:
+            raise RuntimeError(
+                f"this node computes by PyTorch, and the machine that began the run by the compiled runner: {build_info()['reason']}"
             )
         self._runner = open_on(shipped.local_file(), shipped.options, device, cores)
         self._options, self._columns = shipped.options, shipped.columns

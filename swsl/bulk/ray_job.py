@@ -234,6 +234,7 @@ def check_reach(inputs: Inputs, parts: Parts) -> None:
         ValueError: a node does not.
     """
     import ray
+    import ray.exceptions as lost
     from pyarrow import fs
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -253,7 +254,10 @@ def check_reach(inputs: Inputs, parts: Parts) -> None:
     for node in ray.nodes() if here else ():
         if node["Alive"]:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            unseen = ray.get(unseen_there.options(scheduling_strategy=there).remote(here))
+            try:
+                unseen = ray.get(unseen_there.options(scheduling_strategy=there).remote(here))
+            except (lost.TaskUnschedulableError, lost.NodeDiedError, lost.WorkerCrashedError):
+                continue  # it has left meanwhile
             if unseen:
                 raise ValueError(
                     f"{unseen[0]}: is a file of this machine that node {node['NodeManagerAddress']} does not see; put it on a disk that "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import signal
 import socket
 import threading
@@ -152,8 +153,12 @@ def _connected(address: str) -> Iterator[None]:
     alone = {"include_dashboard": False, **quiet}
     numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     handlers = {number: signal.getsignal(number) for number in numbers}
+    here = os.getcwd()
     try:
         joined = address != "local"
+        os.chdir(
+            os.sep
+        )  # Ray's processes import from where it is called: a checkout's sources, whatever lies there
         try:
             ray.init(address, **(quiet if joined else alone))
         except ConnectionError as error:
@@ -161,6 +166,8 @@ def _connected(address: str) -> Iterator[None]:
                 raise ConnectionError(f"--ray: no cluster at {address}: {error}") from error
             joined = False
             ray.init("local", **alone)
+        finally:
+            os.chdir(here)
         for number, handler in handlers.items():
             signal.signal(number, handler)
         nodes = sum(node["Alive"] for node in ray.nodes())

@@ -46,7 +46,10 @@ def cluster_of(*cpus: int) -> Iterator[Any]:
         patch.setenv("AWS_ACCESS_KEY_ID", "nobody")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        patch.setenv("PYTHONPATH", subprocess_environment().get("PYTHONPATH", ""))
+        patch.setenv("PYTHONPATH", subprocess_environment()["PYTHONPATH"])
+        patch.chdir(
+            "/"
+        )  # from where Ray's processes would import: the checkout, whose sources have no compiled runner
         first, *others = ({"num_cpus": each, "object_store_memory": STORE} for each in cpus)
         patient = {
             "health_check_timeout_ms": 60_000

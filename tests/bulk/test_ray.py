@@ -25,7 +25,7 @@ from ray_cluster import (
 
 import swsl
 from swsl.bulk import ray as swsl_ray
-from swsl.bulk.ray import Options, Shipped
+from swsl.bulk.ray import Answers, Options, Shipped
 from swsl.bulk.ray_inputs import find_inputs
 from swsl.bulk.ray_job import check_reach
 from swsl.bulk.ray_parts import Parts
@@ -245,6 +245,27 @@ def test_what_needs_no_cluster_to_be_refused(
     assert process.returncode == 1
     assert says in text
     assert "swsl: Ray on" not in text
+
+
+def test_a_node_without_the_compiled_runner(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = Shipped(tiny[1], Options())
+    monkeypatch.setattr("swsl.bulk.ray.build_info", lambda: {"compiled": False, "reason": "it is not built"})
+    with pytest.raises(
+        RuntimeError, match=r"this node computes by PyTorch, .* compiled runner: it is not built"
+    ):
+        Answers(shipped, "cpu", 1, "image", "path", None)
+
+
+def test_a_node_that_has_left_is_not_asked(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    parts = Parts(str(tmp_path / "out"), {})
+    parts.open(False)
+    gone = {**ray.nodes()[0], "NodeID": "e" * 56}
+    monkeypatch.setattr("ray.nodes", lambda: [gone])
+    check_reach(find_inputs([str(tmp_path)]), parts)
 
 
 def test_files_that_a_node_does_not_see(

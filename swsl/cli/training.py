@@ -105,6 +105,20 @@ def _add_finetune(commands: Any) -> None:
     group.add_argument("--mixup", type=float, metavar="ALPHA", help="default 0: none")
     group.add_argument("--cutmix", type=float, metavar="ALPHA", help="default 0: none")
 
+    group = command.add_argument_group("distillation (Hinton et al., arXiv 1503.02531)")
+    group.add_argument(
+        "--teacher", metavar="FILE",
+        help="learn this model's answers too: a frozen module, or a run's checkpoint, of the same classes and input size",
+    )  # fmt: skip
+    group.add_argument(
+        "--distill-weight", type=float, metavar="W",
+        help="the teacher's share in the loss, 0 to 1 (default 0.5, ours: as much as the labels)",
+    )  # fmt: skip
+    group.add_argument(
+        "--temperature", type=float, metavar="T",
+        help="softens teacher and student (default 4, ours: the paper tries 1 to 20)",
+    )  # fmt: skip
+
     group = command.add_argument_group("computation")
     group.add_argument("--batch-size", type=positive, metavar="N", help="of one process (default 32)")
     group.add_argument("--accumulate", type=positive, metavar="N", help="batches to a step (default 1)")

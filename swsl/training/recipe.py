@@ -75,6 +75,9 @@ class TrainOptions:
         clip_norm: longest gradient (2-norm of all together); None does not clip.
         compile: run the training step through ``torch.compile``.
         ema: decay of the averaged weights that are validated and kept; None keeps the trained ones.
+        teacher: a frozen module, or a run's checkpoint, of the same classes, whose answers are learnt too; see `distilled`.
+        distill_weight: share of the teacher in the loss, None is 0.5; class weights and label smoothing are in the labels' share.
+        temperature: that softens teacher and student, None is 4.
         mixup, cutmix: the alpha of each; 0 is off. With both, every batch gets one of them.
         sync_bn: BatchNorm statistics over all processes (CUDA only).
         seed: of everything random.
@@ -112,6 +115,9 @@ class TrainOptions:
     compile: bool = False
     ema: float | None = None
     augmentation: Augmentation = field(default_factory=Augmentation)
+    teacher: str | None = None
+    distill_weight: float | None = None
+    temperature: float | None = None
     mixup: float = 0.0
     cutmix: float = 0.0
     sync_bn: bool = False
@@ -135,13 +141,18 @@ class TrainOptions:
         check("input_size", self.input_size is None or self.input_size >= 32, "32 or more")
         for name in ("workers", "checkpoint_steps", "mixup", "cutmix", "warmup_epochs"):
             check(name, 0 <= getattr(self, name) < math.inf, "0 or more")
-        for name in ("learning_rate", "clip_norm"):
+        for name in ("learning_rate", "clip_norm", "temperature"):
             value = getattr(self, name)
             check(name, value is None or 0 < value < math.inf, "a positive number")
         decay = self.weight_decay
         check("weight_decay", decay is None or 0 <= decay < math.inf, "0 or more")
         smoothing = self.label_smoothing
         check("label_smoothing", smoothing is None or 0 <= smoothing < 1, "0 or more and below 1")
+        share = self.distill_weight
+        check("distill_weight", share is None or 0 <= share <= 1, "0 to 1")
+        for name in ("distill_weight", "temperature"):
+            if getattr(self, name) is not None and not self.teacher:
+                raise ValueError(f"{name}: there is no teacher to weigh or soften; give teacher=FILE")
         check("layer_decay", 0 < self.layer_decay <= 1, "above 0 and at most 1")
         check("ema", self.ema is None or 0 < self.ema < 1, "above 0 and below 1")
         check("max_corrupt", 0 <= self.max_corrupt < 1, "0 or more and below 1")
@@ -163,6 +174,7 @@ class TrainOptions:
         smoothing = self.resolved(1).label_smoothing
         parts = [f"label smoothing {smoothing:g}"] * bool(smoothing) + ["class weights"] * self.class_weights
         parts += [name for name in ("mixup", "cutmix") if getattr(self, name)]
+        parts += ["distillation"] * bool(self.teacher)
         return f"the training loss includes {', '.join(parts)}" if parts else ""
 
     def resolved(self, world: int) -> Recipe:

@@ -21,14 +21,18 @@ _OPTIONS_FILE = "options.json"
 _FREE_TO_CHANGE = {"output", "resume", "workers", "device", "checkpoint_steps", "max_corrupt"}
 
 
-def fingerprint(options: TrainOptions, training_images: int, processes: int) -> dict[str, str]:
-    """What a resumed run must share with its beginning, as JSON."""
+def fingerprint(
+    options: TrainOptions, training_images: int, processes: int, teacher: str | None = None
+) -> dict[str, str]:
+    """What a resumed run must share with its beginning, as JSON; ``teacher`` is the fingerprint of the teacher's model."""
     values = {key: value for key, value in asdict(options).items() if key not in _FREE_TO_CHANGE}
     values |= {
         "data": str(options.data.resolve()),
         "training images": training_images,
         "processes": processes,
     }
+    if options.teacher:
+        values |= {"teacher": str(Path(options.teacher).resolve()), "as the teacher's fingerprint": teacher}
     return {key: json.dumps(value) for key, value in values.items()}
 
 

@@ -34,6 +34,7 @@ from ..timm_form import is_folder
 from ._torchvision import import_torchvision
 from .checkpoint import Checkpoint, save_checkpoint, variant_of
 from .data import EpochBatches, TrainingImages, collate, seeded
+from .distillation import distilled, find_teacher
 from .distributed import Processes, joined
 from .optimisation import AveragedModel, learning_rate_at, make_optimizer, set_learning_rate
 from .recipe import RECIPES, Architecture, TrainOptions
@@ -56,10 +57,10 @@ def finetune(options: TrainOptions, report: Callable[[str], None] = print) -> li
         What metrics.csv holds: an entry of `METRICS` for each epoch.
 
     Raises:
-        ValueError: options that cannot be had.
+        ValueError: options that cannot be had, or a teacher of other classes or another size.
         DataError: a data set that cannot be trained on, told before training starts, or too many unreadable images.
         DivergenceError: the loss is NaN or infinite.
-        swsl.WeightsError: the weights to start from cannot be had or do not fit.
+        swsl.WeightsError, ModelError: the weights to start from, or the teacher, cannot be had or do not fit.
         ImportError: torchvision is missing.
         KeyboardInterrupt: interrupted; with words, in the first process, that say what is kept and how to go on.
     """
@@ -100,6 +101,7 @@ class _Run:
         self.history: list[dict[str, float]] = []
         self.best: list[float] = []  # accuracy and minus the loss of best.pth
 
+        self.teacher = find_teacher(options, train.classes, processes.device)
         path = run_to_resume(options, processes, report)
         begun = load_run(path, self._fingerprint()) if path else None
         self._prepare_model(begun)
@@ -125,6 +127,8 @@ class _Run:
             self.model, self.spec, self.license = begun.model, begun.spec, begun.license
         else:
             self.model, self.spec, self.license = starting_model(options, len(self.train.classes))
+        if self.teacher:
+            self.teacher.check_size(self.spec)
         self.model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if options.freeze_backbone:
             self.model.requires_grad_(False)
@@ -245,9 +249,12 @@ class _Run:
                 images, soft = self.mixing(images, targets)
         with torch.autocast(device.type, self.amp or torch.bfloat16, enabled=self.amp is not None):
             logits = self.forward(images).float()
+            taught = self.teacher.logits(images, self.spec) if self.teacher else None
         loss = nn.functional.cross_entropy(
             logits, soft, self.class_weights, reduction="sum", label_smoothing=self.recipe.label_smoothing
         )
+        if taught is not None:
+            loss = distilled(loss, logits, taught, self.options.distill_weight, self.options.temperature)
         return loss, int((logits.argmax(1) == targets).sum())
 
     def _validate(self, rate: float) -> None:
@@ -353,7 +360,8 @@ class _Run:
             self.report(f"resumed at epoch {self.epoch + 1}, step {self.step}")
 
     def _fingerprint(self) -> dict[str, str]:
-        return fingerprint(self.options, len(self.train.paths), self.processes.world)
+        teacher = self.teacher.fingerprint if self.teacher else None
+        return fingerprint(self.options, len(self.train.paths), self.processes.world, teacher)
 
     def _diverged(self, where: str, loss: float) -> DivergenceError:
         advice = [f"a learning rate below {self.recipe.learning_rate:g} (--lr)", "a longer --warmup-epochs"]

@@ -137,7 +137,9 @@ def main() -> None:
         before = memory("VmRSS")
         names = (f"s3://bucket/photographs/{number:012}.jpg" for number in range(10**6))
         places = [Place(name, None, name.removeprefix("s3://")) for name in names]
-        done = {place.name.removeprefix("s") for place in places}  # of the rows, which are read from the parts
+        done = {
+            place.name.removeprefix("s") for place in places
+        }  # of the rows, which are read from the parts
         held = (memory("VmRSS") - before) / len(done)
 
     middle = {way: statistics.median(found) for way, found in rates.items()}

@@ -27,10 +27,11 @@ from folder import make_photographs, memory
 
 from swsl.bulk.outputs import BulkOutput
 from swsl.bulk.parquet import ParquetOutput
-from swsl.bulk.ray import Options, Shipped
+from swsl.bulk.ray import KEPT_WORKERS, Options, Shipped
 from swsl.bulk.ray_inputs import find_inputs
 from swsl.bulk.ray_job import run
 from swsl.bulk.ray_parts import Parts
+from swsl.bulk.ray_sources import Place
 from swsl.bulk.run_record import run_record
 from swsl.deploy.export import export_model
 from swsl.deploy.runner import Runner
@@ -53,7 +54,10 @@ def nodes(count: int, cores: int) -> Iterator[None]:
     from ray.cluster_utils import Cluster
 
     each = {"num_cpus": cores // count, "object_store_memory": STORE}
-    cluster = Cluster(initialize_head=True, head_node_args={**each, "include_dashboard": False})
+    kept = {"num_workers_soft_limit": KEPT_WORKERS}
+    cluster = Cluster(
+        initialize_head=True, head_node_args={**each, "include_dashboard": False, "_system_config": kept}
+    )
     try:
         for _ in range(count - 1):
             cluster.add_node(**each)
@@ -88,7 +92,7 @@ def main() -> None:
     parser.add_argument(
         "--image", type=Path, default=report.ROOT / "swsl" / "cli" / "chelsea.jpg", help="what is cropped"
     )
-    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--count", type=int, default=3000)
     parser.add_argument("--size", type=int, nargs=2, default=(500, 392), metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--variant", default="swsl_resnext50_32x4d")
     parser.add_argument("--cores", type=int, default=os.cpu_count(), help="an even number")
@@ -130,9 +134,12 @@ def main() -> None:
                 )
 
         listing = seconds(lambda: find_inputs([str(folder / "photos")])) / len(paths)
-        names = [f"s3://bucket/photographs/{number:012}.jpg" for number in range(10**6)]
         before = memory("VmRSS")
-        done = set(map(str.upper, names))
+        names = (f"s3://bucket/photographs/{number:012}.jpg" for number in range(10**6))
+        places = [Place(name, None, name.removeprefix("s3://")) for name in names]
+        done = {
+            place.name.removeprefix("s") for place in places
+        }  # of the rows, which are read from the parts
         held = (memory("VmRSS") - before) / len(done)
 
     middle = {way: statistics.median(found) for way, found in rates.items()}

@@ -41,6 +41,10 @@ TASK_RETRIES = 5
 """How often a batch is tried again whose actor has died under it, by an image that kills its process say; Ray Data's default is for
 ever. Actors are made anew as often as it takes."""
 
+KEPT_WORKERS = 16
+"""Of a node: processes that Ray keeps while they wait for a task, as ``num_workers_soft_limit``. Its default is a node's CPUs, and on a
+node of few it would start a process, a second of one core, for almost every task that reads or writes."""
+
 
 class Options(NamedTuple):
     """What decides the rows, and the device and batches that make them; as `swsl.Runner` has them."""

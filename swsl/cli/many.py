@@ -145,12 +145,15 @@ def _import_ray() -> Any:
 def _connected(address: str) -> Iterator[None]:
     """The block has Ray, whose own handlers of signals are put away: the command has some."""
     ray = _import_ray()
+    from ..bulk.ray import KEPT_WORKERS
+
     if ray.is_initialized():
         yield
         return
     _refuse_absent(address)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
-    alone = {"include_dashboard": False, **quiet}
+    kept = {"num_workers_soft_limit": max(KEPT_WORKERS, os.cpu_count() or 1)}
+    alone = {"include_dashboard": False, "_system_config": kept, **quiet}
     numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     handlers = {number: signal.getsignal(number) for number in numbers}
     here = os.getcwd()

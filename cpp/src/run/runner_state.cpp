@@ -100,7 +100,9 @@ Wanted::Wanted(std::span<const Output> outputs, int top) : top_k(top) {
   if (outputs.empty())
     throw std::invalid_argument(
         "outputs: expected one or more of predictions, embedding and logits, got none");
-  const auto among = [&](Output output) { return std::ranges::find(outputs, output) != outputs.end(); };
+  const auto among = [&](Output output) {
+    return std::find(outputs.begin(), outputs.end(), output) != outputs.end();
+  };
   predictions = among(Output::predictions);
   embedding = among(Output::embedding);
   logits = among(Output::logits);

@@ -22,6 +22,8 @@ import pytest
 from conftest import subprocess_environment
 from PIL import Image
 
+from swsl.bulk.ray import KEPT_WORKERS
+
 MISSING = [name for name in ("ray", "moto") if importlib.util.find_spec(name) is None]
 MARKS = [
     pytest.mark.slow,
@@ -51,10 +53,9 @@ def cluster_of(*cpus: int) -> Iterator[Any]:
             "/"
         )  # from where Ray's processes would import: the checkout, whose sources have no compiled runner
         first, *others = ({"num_cpus": each, "object_store_memory": STORE} for each in cpus)
-        patient = {
-            "health_check_timeout_ms": 60_000
-        }  # a busy machine is no dead node; one that is gone refuses at once
-        head = {**first, "include_dashboard": False, "_system_config": patient}
+        # A busy machine is no dead node; one that is gone refuses at once.
+        settings = {"health_check_timeout_ms": 60_000, "num_workers_soft_limit": KEPT_WORKERS}
+        head = {**first, "include_dashboard": False, "_system_config": settings}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             for each in others:
